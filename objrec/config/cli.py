@@ -1,0 +1,67 @@
+"""The frame that every command shares: quick ``--help``, and mistakes told in a line with a non-zero exit."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from objrec.config.errors import UserError
+
+
+def guard(action: Callable[[], int | None]) -> int:
+    """Run ``action`` and return its exit status: 2 for a user's mistake, 130 for Ctrl-C, 1 for a defect of ours.
+
+    With ``OBJREC_DEBUG=1`` the traceback of a user's mistake is shown too.
+    """
+    try:
+        return action() or 0
+    except UserError as error:
+        if os.environ.get("OBJREC_DEBUG"):
+            traceback.print_exc()
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        return 1
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether ``--help`` or ``-h`` is among the arguments."""
+    return any(a in ("--help", "-h") for a in arguments)
+
+
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides among command-line arguments; ``--config-dir DIR`` becomes ``--config-dir=DIR``.
+
+    Raises:
+        UserError: for any other flag.
+    """
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("--config-dir", "-cd"):
+            if not rest:
+                raise UserError("--config-dir needs a folder")
+            overrides.append(f"--config-dir={rest.pop(0)}")
+        elif argument.startswith("-") and not argument.startswith("--config-dir="):
+            raise UserError(f"unknown flag {argument}: settings are given as key=value, see --help")
+        else:
+            overrides.append(argument)
+    return overrides
+
+
+def group_lines() -> str:
+    """Return the config groups and their options, a line each, read from the folder (no Hydra import)."""
+    from pathlib import Path
+
+    from objrec.config.load import config_dir
+
+    groups = sorted(p for p in Path(config_dir()).iterdir() if p.is_dir() and any(p.glob("*.yaml")))
+    return "\n".join(f"  {g.name + '=':<14} {', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups)

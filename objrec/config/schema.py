@@ -1,0 +1,222 @@
+"""Types, ranges and cross-field rules of the configuration. Default values are in ``configs/`` and nowhere else.
+
+Two marks on a field say what a cache key and a saved file may hold: ``UNKEYED`` (paths, presentation, limits of time:
+they do not change what a step produces) and ``SECRET`` (never written anywhere, never in a key).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+UNKEYED = Field(json_schema_extra={"keyed": False})
+SECRET = Field(json_schema_extra={"keyed": False, "secret": True})
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Share = Annotated[Float, Field(ge=0, le=1)]
+Node = dict[str, Any]  # ``_target_`` and its arguments: what hydra.utils.instantiate takes
+Path = Annotated[str | None, UNKEYED]
+
+
+class Section(BaseModel):
+    """Frozen, closed: a key that is not declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Classes(Section):
+    names: list[str] | None  # null: those that the source has
+
+    @field_validator("names")
+    @classmethod
+    def _check(cls, names: list[str] | None) -> list[str] | None:
+        if names is None:
+            return None
+        if len(names) < 2:
+            raise ValueError(f"needs at least two class names, got {len(names)}: classes.names=[cat,dog]")
+        if repeated := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"has a class name twice: {', '.join(repeated)}")
+        if bad := [n for n in names if not n.strip() or n.strip(".") == "" or set(n) & set('/\\\0:*?"<>|')]:
+            raise ValueError(f"has a name that cannot be a folder: {', '.join(map(repr, bad))}")
+        return names
+
+
+class Source(Section):
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    target: Annotated[str, Field(alias="_target_")]
+    path: Path
+    endpoint: Annotated[str | None, UNKEYED]
+    licenses: list[str] | None
+
+
+class Ingest(Section):
+    num_images: Annotated[Int, Field(ge=1)]
+    contact: Annotated[str | None, UNKEYED]
+    timeout: Annotated[Float, Field(gt=0), UNKEYED]
+    allow_private_addresses: Annotated[bool, UNKEYED]
+    max_bytes: Annotated[Int, Field(ge=1)]
+    min_size: Annotated[Int, Field(ge=1)]
+
+
+class Preprocess(Section):
+    image_size: Annotated[Int, Field(ge=8, le=4096)]
+    split: Annotated[list[Share], Field(min_length=3, max_length=3)]
+    exact_split: bool
+    jpeg_quality: Annotated[Int, Field(ge=1, le=100)]
+
+    @field_validator("split")
+    @classmethod
+    def _sums_to_one(cls, split: list[float]) -> list[float]:
+        if abs(sum(split) - 1) > 1e-6:
+            raise ValueError(f"must sum to 1, got {sum(split):g}: train, valid and test, as in [0.7,0.2,0.1]")
+        if min(split) == 0:
+            raise ValueError("needs a share above 0 for each of train, valid and test")
+        return split
+
+
+class Images(Section):
+    max_pixels: Annotated[Int, Field(ge=64)]
+
+
+class Backbone(Section):
+    name: str
+    pretrained: bool
+    weights: Path
+    small_input: bool
+    drop_rate: Annotated[Share, Field(lt=1)]
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained=true and weights=PATH contradict each other: choose one")
+        return self
+
+
+class Augmentation(Section):
+    name: Literal["none", "flip_crop", "shift"]
+    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+    ratio: Annotated[list[Float], Field(min_length=2, max_length=2)] | None = None
+    flip: Share | None = None
+    pad: Annotated[Int, Field(ge=0)] | None = None
+
+
+class Train(Section):
+    max_epochs: Annotated[Int, Field(ge=1)]
+    batch_size: Annotated[Int, Field(ge=1)]
+    learning_rate: Annotated[Float, Field(gt=0)]
+    momentum: Annotated[Share, Field(lt=1)]
+    label_smoothing: Annotated[Share, Field(lt=1)]
+    gradient_clip: Annotated[Float, Field(gt=0)] | None
+    log_every_n_steps: Annotated[Int, Field(ge=1), UNKEYED]
+    limit_batches: Annotated[Int, Field(ge=1)] | None
+
+
+class DataModule(Section):
+    cache: Annotated[Literal["auto", "memory", "off"], UNKEYED]
+    cache_limit: Annotated[Int, Field(ge=0), UNKEYED]
+    num_workers: Annotated[Int, Field(ge=0), UNKEYED]
+
+
+class Compute(Section):
+    accelerator: Literal["auto", "cpu", "gpu", "mps", "tpu"]
+    devices: Int | Literal["auto"] | list[Int]
+    num_nodes: Annotated[Int, Field(ge=1)]
+    precision: Literal["auto", "32", "bf16-mixed", "16-mixed"]
+    compile: bool
+    runtime: Literal["auto", "onnxruntime", "torch"]
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value  # precision=32 is read as a number
+
+
+class Evaluate(Section):
+    batch_size: Annotated[Int, Field(ge=1), UNKEYED]
+
+
+class Deploy(Section):
+    target: Literal["local"]
+    start: bool
+    min_improvement: Annotated[Float, Field(ge=0)]
+
+
+class Serve(Section):
+    action: Literal["run", "start", "stop", "status"]
+    host: str
+    port: Annotated[Int, Field(ge=0, le=65535)]
+    key: Annotated[str | None, SECRET]
+    runtime: Literal["auto", "onnxruntime", "torch"]
+
+
+class Azure(Section):
+    config: str
+
+
+class Config(Section):
+    """The whole configuration, checked. Group nodes that name a class (``_target_``) stay dictionaries."""
+
+    seed: Annotated[Int, Field(ge=0, lt=2**32)]
+    classes: Classes
+    source: Source
+    ingest: Ingest
+    preprocess: Preprocess
+    images: Images
+    backbone: Backbone
+    augmentation: Augmentation
+    optimizer: Node
+    scheduler: Node
+    callbacks: dict[str, Node | None]
+    logger: Annotated[dict[str, Node | None], UNKEYED]
+    compute: Compute
+    train: Train
+    datamodule: DataModule
+    evaluate: Evaluate
+    deploy: Deploy
+    serve: Serve
+    azure: Annotated[Azure, UNKEYED]
+
+    runs_dir: Annotated[str, UNKEYED]
+    cache_dir: Annotated[str, UNKEYED]
+    registry_dir: Annotated[str, UNKEYED]
+    run_dir: Path
+    force: Annotated[list[str], UNKEYED]
+    raw_data_dir: Path
+    train_dir: Path
+    valid_dir: Path
+    test_dir: Path
+    model_dir: Path
+    accuracy_file: Path
+    report_dir: Path
+    endpoint_file: Path
+
+    @field_validator("force", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        """Rules that span sections. Each message begins with the key to change."""
+        problems = []
+        if self.source.target.endswith(".FolderSource") and self.source.path is None:
+            problems.append("source.path: source=folder needs a folder, zip or tar: source.path=PATH")
+        monitored = {"val/acc", "val/loss", "train/loss"}
+        for where, node in [("scheduler", self.scheduler), *((f"callbacks.{k}", v) for k, v in self.callbacks.items())]:
+            if node and (monitor := node.get("monitor")) is not None and monitor not in monitored:
+                from objrec.config.errors import did_you_mean
+
+                problems.append(f"{where}.monitor: '{monitor}' is not logged.{did_you_mean(monitor, monitored)}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

@@ -1,0 +1,1 @@
+"""The one place where outside bytes become pixels."""

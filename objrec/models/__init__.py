@@ -1,0 +1,1 @@
+"""The LightningModule, backbones and the model folder."""
