@@ -40,7 +40,8 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """Compose and check the configuration.
 
     Args:
-        overrides: Hydra overrides as typed on a command line, ``train.max_epochs=5``; ``--config-dir=DIR`` adds a folder.
+        overrides: Hydra overrides as typed on a command line, ``train.max_epochs=5``;
+            ``--config-dir=DIR`` adds a folder.
 
     Raises:
         UserError: with every unknown key, unknown group option, wrong type, out-of-range value and contradiction.
@@ -253,7 +254,7 @@ def _diagnose(overrides: Sequence[str], cause: Exception) -> list[str]:
         key = parsed.key_or_group
         if parsed.is_sweep_override():
             problems.append(f"{text}: several values need -m (--multirun)")
-        elif key in legal or key.startswith("hydra.") or key.split(".")[0] in OPEN_NODES and text.startswith("+"):
+        elif key in legal or key.startswith("hydra.") or (key.split(".")[0] in OPEN_NODES and text.startswith("+")):
             good.append(text)
         else:
             problems.append(f"{key}: unknown key.{did_you_mean(key, legal)}")
