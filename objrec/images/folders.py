@@ -77,4 +77,4 @@ def _file_sha256(path: Path) -> str:
 
 
 def _visible(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder) if not name.startswith(".")]
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
