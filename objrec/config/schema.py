@@ -160,12 +160,15 @@ class Serve(Section):
     port: Annotated[Int, Field(ge=0, le=65535)]
     key: Annotated[str | None, SECRET]
     runtime: Literal["auto", "onnxruntime", "openvino", "torch"]
-    precision: Literal["fp32", "bf16", "int8"]
+    precision: Literal["auto", "fp32", "bf16", "int8"]
     max_accuracy_drop: Share
     workers: Annotated[Int, Field(ge=1)] | None
     queue: Annotated[Int, Field(ge=0)]
     timeout: Annotated[Float, Field(gt=0)]
+    max_batch: Annotated[Int, Field(ge=1)]
+    grace: Annotated[Float, Field(ge=0)]
     drain: Annotated[Float, Field(ge=0)]
+    cors: list[str]
     max_bytes: Annotated[Int, Field(ge=1)]
     top_k: Annotated[Int, Field(ge=1)]
 
