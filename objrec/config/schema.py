@@ -143,6 +143,10 @@ class Compute(Section):
 
 class Evaluate(Section):
     batch_size: Annotated[Int, Field(ge=1), UNKEYED]
+    compare: Path
+    unknown_dir: Path
+    slices: bool
+    robustness: bool
 
 
 class Deploy(Section):
