@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from evaluation_model import COLOURS, write_model, write_pictures
+from evaluation_model import COLOURS, evaluate, write_model, write_pictures
 
-from objrec.config.load import load_config
 from objrec.images.folders import fingerprint
 from objrec.models.card import file_sha256
-from objrec.pipeline.step import restrict
-from objrec.steps.evaluate import STEP
-
-
-def evaluate(out: Path, *overrides: str, **inputs: Path) -> tuple[dict, Path]:
-    report = out / "report"
-    report.mkdir(parents=True)
-    accuracy = out / "accuracy.json"
-    STEP.run(restrict(load_config(overrides), STEP), inputs, {"accuracy_file": accuracy, "report_dir": report})
-    return json.loads(accuracy.read_text()), report
 
 
 @pytest.fixture(scope="module")

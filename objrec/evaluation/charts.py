@@ -136,7 +136,7 @@ def confusion_svg(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
         parts.append(
             f'<text x="{margin - 4:.1f}" y="{middle + size * 0.35:.1f}" text-anchor="end">{_short(name)}</text>'
         )
-        for x in np.flatnonzero(matrix[y, : len(columns)]):
+        for x in np.flatnonzero(matrix[y, : len(columns)]).tolist():
             count, share = int(matrix[y, x]), float(matrix[y, x] / totals[y])
             left, top = margin + x * cell, margin + y * cell
             tone = "right" if x == y else "wrong"
@@ -146,7 +146,7 @@ def confusion_svg(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
                 f'fill-opacity="{max(0.12, share**0.6):.2f}">{_title(title)}</rect>'
             )
             if cell >= 20 and len(str(count)) * size * 0.6 < cell:
-                tone = "over" if share**0.6 > 0.55 else "on"
+                tone = "over" if share**0.6 > 0.75 else "on"
                 parts.append(
                     f'<text class="{tone}" x="{left + cell / 2 - 0.5:.1f}" y="{top + cell / 2 + size * 0.35:.1f}" '
                     f'text-anchor="middle">{count}</text>'
