@@ -177,8 +177,9 @@ def calibration(study: Study) -> str:
         "</div><div>",
         table(["", "#before", "#after"], rows),
         f"<p class=soft>Temperature {m['temperature']:.3f}, fitted on validation pictures. Points on the dotted line"
-        " would be perfect: of predictions with 80 % probability, 80 % are right. Larger points stand for more pictures."
-        " The calibration error is the mean distance from the line (15 bins, weighted by their pictures).</p></div></div>",
+        " would be perfect: of predictions with 80 % probability, 80 % are right. Larger points stand for more"
+        " pictures. The calibration error is the mean distance from the line (15 bins, weighted by their pictures)."
+        "</p></div></div>",
     )
 
 
