@@ -17,6 +17,7 @@ import numpy.typing as npt
 WIDTH: Final = 360
 HEIGHT: Final = 230
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 10, 34
+GUIDED: Final = 20  # classes: a larger confusion matrix gets guide lines
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,11 @@ def confusion_svg(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
         f'<rect class="ground" x="{margin:.1f}" y="{margin:.1f}" width="{width - margin - 4:.1f}" '
         f'height="{height - margin - 4:.1f}"/>'
     ]
+    if len(classes) > GUIDED:  # lines to follow from a cell to its names
+        for i in range(5, len(columns), 5):
+            parts.append(f'<path class="grid" d="M{margin + i * cell - 0.5:.1f} {margin:.1f}V{height - 4:.1f}"/>')
+        for i in range(5, len(classes), 5):
+            parts.append(f'<path class="grid" d="M{margin:.1f} {margin + i * cell - 0.5:.1f}H{width - 4:.1f}"/>')
     for y, name in enumerate(classes):
         middle = margin + (y + 0.5) * cell
         parts.append(

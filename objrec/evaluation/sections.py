@@ -76,7 +76,7 @@ def problems(study: Study) -> str:
     if m["unreadable"]:
         rows = [[escape(path), escape(why)] for path, why in list(m["unreadable"].items())[:MAX_ROWS]]
         parts.append(
-            f'<p class="alert"><b>{len(m["unreadable"])} pictures could not be read.</b> They count as wrong in'
+            f'<p class="alert"><b>{_pictures(len(m["unreadable"]))} could not be read,</b> counted as wrong in'
             f" accuracy, recall and F1.{_more(m['unreadable'])}</p>" + table(["picture", "why"], rows)
         )
     if m["no_pictures_by_name"]:
@@ -255,8 +255,8 @@ def near_duplicates(study: Study) -> str:
     return section(
         "leakage",
         "Train and test",
-        f'<p class="alert"><b>{len(found["pairs"])} test pictures look like a training picture.</b> The accuracy may be'
-        f" too good.{_more(found['pairs'])}</p>",
+        f'<p class="alert"><b>{_pictures(len(found["pairs"]))} of the test data also in the training data.</b>'
+        f" The accuracy may be too good.{_more(found['pairs'])}</p>",
         table(["test picture", "training picture", "#difference of 255"], rows),
     )
 
@@ -286,7 +286,7 @@ def comparison(study: Study, cards: Sequence[Card]) -> str:
         "Compared with another model",
         '<div class="columns"><div>',
         table(["", "#this", "#other"], rows),
-        f"<p>Only this one is right on {c['only_this_right']} pictures, only the other on {c['only_other_right']};"
+        f"<p>Only this one is right on {_pictures(c['only_this_right'])}, only the other on {c['only_other_right']};"
         f" both on {c['both_right']}, neither on {c['both_wrong']}.</p>"
         f"<p>McNemar's exact test: p = {p:.3g}, {verdict}.</p></div><div>",
         '<h3>Recall by class</h3><p class="legend"><span><i></i>this</span><span><i class="third"></i>other</span></p>',
@@ -386,6 +386,10 @@ def reproduction(study: Study, config: str, environment: Mapping[str, str]) -> s
 
 def _percent(value: float) -> str:
     return f"{value:.1%}"
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count:,} pictures"
 
 
 def _more(rows: Any) -> str:
