@@ -78,7 +78,7 @@ def prepare(place: Path, *, pictures: int, size: int) -> tuple[Path, Path]:
     backbone = {"name": "resnet18", "small_input": False, "drop_rate": 0.0}
     save_model_folder(
         place / "model",
-        build_backbone(**backbone, num_classes=10, image_size=size),
+        build_backbone(**backbone, num_classes=10, image_size=size).eval(),
         images=torch.rand(4, 3, size, size),
         config={},
         backbone=backbone,

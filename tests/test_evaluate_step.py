@@ -15,6 +15,7 @@ from evaluation_model import COLOURS, evaluate, write_model, write_pictures
 from objrec.config.errors import UserError
 from objrec.images.folders import fingerprint
 from objrec.models.card import file_sha256
+from objrec.steps.evaluate import choose_runtime
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 
@@ -167,3 +168,46 @@ def test_evaluation_imports_no_torch(folders: tuple[Path, Path], tmp_path: Path)
 def command(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "objrec.evaluate", *arguments]
     return subprocess.run(line, cwd=cwd, env=ENV, capture_output=True, text=True)
+
+
+def test_torch_is_chosen_only_where_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("objrec.steps.evaluate.NVIDIA_DRIVER", tmp_path / "none")
+    assert choose_runtime("auto", "auto") == "onnxruntime"
+    assert choose_runtime("torch", "cpu") == "torch"
+    monkeypatch.setattr("objrec.steps.evaluate.NVIDIA_DRIVER", tmp_path)
+    assert choose_runtime("auto", "auto") == "torch"
+    assert choose_runtime("auto", "cpu") == "onnxruntime"
+
+
+@pytest.mark.slow
+def test_both_runtimes_find_the_same(tmp_path: Path) -> None:
+    import torch
+
+    from objrec.models.backbones import build_backbone
+    from objrec.models.folder import save_model_folder
+
+    torch.manual_seed(0)
+    backbone = {"name": "resnet18", "small_input": True, "drop_rate": 0.0}
+    save_model_folder(
+        tmp_path / "model",
+        build_backbone(**backbone, num_classes=4, image_size=32).eval(),
+        images=torch.rand(4, 3, 32, 32),
+        config={},
+        backbone=backbone,
+        class_names=sorted(COLOURS),
+        input_size=32,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        interpolation="bicubic",
+        training_data_fingerprint="0" * 64,
+        metrics={},
+    )
+    test = write_pictures(tmp_path / "test", sorted(COLOURS))
+    found = []
+    for runtime in ("onnxruntime", "torch"):
+        override = f"compute.runtime={runtime}"
+        _, report = evaluate(tmp_path / runtime, override, model_dir=tmp_path / "model", test_dir=test)
+        found.append(json.loads((report / "metrics.json").read_text()))
+        assert "Grad-CAM on the 4 x 4 feature map" in (report / "report.html").read_text()
+    assert found[0]["confusion_matrix"] == found[1]["confusion_matrix"]
+    assert found[0]["log_loss"] == pytest.approx(found[1]["log_loss"], abs=1e-5)

@@ -144,7 +144,7 @@ def test_every_format_of_a_real_backbone(tmp_path: Path) -> None:
     backbone = {"name": "resnet18", "small_input": False, "drop_rate": 0.0}
     save_model_folder(
         tmp_path / "model",
-        build_backbone(**backbone, num_classes=4, image_size=32),
+        build_backbone(**backbone, num_classes=4, image_size=32).eval(),
         images=torch.rand(4, 3, 32, 32),
         config={},
         backbone=backbone,
