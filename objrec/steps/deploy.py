@@ -157,3 +157,9 @@ class _Trial:
 
     def p_value(self, candidate: Record, current: Record) -> float:
         return mcnemar(self.right(self._model_dir), self.right(self._registry.model_dir(current.sha256)))
+
+
+if __name__ == "__main__":
+    from objrec.pipeline.command import main
+
+    main(STEP)
