@@ -34,7 +34,8 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from objrec.evaluation.study import Settings, conduct
     from objrec.serving.predictor import Predictor
 
-    load = partial(Predictor.load, runtime=choose_runtime(config.compute.runtime, config.compute.accelerator))
+    runtime = choose_runtime(config.compute.runtime, config.compute.accelerator)
+    load = partial(Predictor.load, runtime=runtime, workers=2)  # not alone: pictures are decoded at the same time
     model = load(inputs["model_dir"])
     settings = Settings(
         batch_size=config.evaluate.batch_size,
