@@ -149,6 +149,12 @@ class Evaluate(Section):
     robustness: bool
 
 
+class Export(Section):
+    formats: list[Literal["onnx", "openvino", "torch_export"]]
+    int8: bool
+    calibration: Annotated[Int, Field(ge=1)]
+
+
 class Deploy(Section):
     target: Literal["local"]
     start: bool
@@ -200,6 +206,7 @@ class Config(Section):
     train: Train
     datamodule: DataModule
     evaluate: Evaluate
+    export: Export
     deploy: Deploy
     serve: Serve
     azure: Annotated[Azure, UNKEYED]
@@ -217,6 +224,7 @@ class Config(Section):
     accuracy_file: Path
     report_dir: Path
     endpoint_file: Path
+    export_dir: Path
 
     @field_validator("force", mode="before")
     @classmethod

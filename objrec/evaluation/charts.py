@@ -17,6 +17,7 @@ import numpy.typing as npt
 WIDTH: Final = 360
 HEIGHT: Final = 230
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 10, 34
+GUIDED: Final = 20  # classes: a larger confusion matrix gets guide lines
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,17 @@ def confusion_svg(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
         f'<rect class="ground" x="{margin:.1f}" y="{margin:.1f}" width="{width - margin - 4:.1f}" '
         f'height="{height - margin - 4:.1f}"/>'
     ]
+    if len(classes) > GUIDED:  # lines to follow from a cell to its names
+        for i in range(5, len(columns), 5):
+            parts.append(f'<path class="grid" d="M{margin + i * cell - 0.5:.1f} {margin:.1f}V{height - 4:.1f}"/>')
+        for i in range(5, len(classes), 5):
+            parts.append(f'<path class="grid" d="M{margin:.1f} {margin + i * cell - 0.5:.1f}H{width - 4:.1f}"/>')
     for y, name in enumerate(classes):
         middle = margin + (y + 0.5) * cell
         parts.append(
             f'<text x="{margin - 4:.1f}" y="{middle + size * 0.35:.1f}" text-anchor="end">{_short(name)}</text>'
         )
-        for x in np.flatnonzero(matrix[y, : len(columns)]):
+        for x in np.flatnonzero(matrix[y, : len(columns)]).tolist():
             count, share = int(matrix[y, x]), float(matrix[y, x] / totals[y])
             left, top = margin + x * cell, margin + y * cell
             tone = "right" if x == y else "wrong"
@@ -146,7 +152,7 @@ def confusion_svg(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
                 f'fill-opacity="{max(0.12, share**0.6):.2f}">{_title(title)}</rect>'
             )
             if cell >= 20 and len(str(count)) * size * 0.6 < cell:
-                tone = "over" if share**0.6 > 0.55 else "on"
+                tone = "over" if share**0.6 > 0.75 else "on"
                 parts.append(
                     f'<text class="{tone}" x="{left + cell / 2 - 0.5:.1f}" y="{top + cell / 2 + size * 0.35:.1f}" '
                     f'text-anchor="middle">{count}</text>'

@@ -16,7 +16,7 @@ from objrec.images.decode import ImageError, decode
 from objrec.images.folders import list_split
 from objrec.images.hashing import difference_hash
 
-MAX_BITS: Final = 8  # of 64: a candidate pair, to be confirmed on the pixels
+MAX_BITS: Final = 12  # of 64: a candidate pair, to be confirmed on the pixels
 MAX_DIFFERENCE: Final = 6.0  # mean absolute difference of the thumbnails' channels, of 255: scaled or recompressed
 THUMB: Final = 16  # pixels a side
 

@@ -16,6 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 SEED: Final = "objrec_seed"  # extra input, (N, classes): the direction in which the logits are differentiated
 GRADIENT: Final = "objrec_gradient"  # extra output: of sum(logits * seed) with respect to the chosen tensor
 
+SMALL: Final = 64  # elements of a constant that may be a shape or an axis
+
 
 class NoRuleError(Exception):
     """An operator on the way has no rule."""
@@ -23,29 +25,47 @@ class NoRuleError(Exception):
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     """Return the inferred shape of every tensor; None for a dimension that is not fixed."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes: dict[str, list[int | None]] = {t.name: list(t.dims) for t in graph.initializer}
-    for info in (*graph.input, *graph.value_info, *graph.output):
+    light = onnx.ModelProto()  # without the weights, which shape inference would copy twice; it needs small constants
+    light.opset_import.extend(model.opset_import)
+    light.ir_version = model.ir_version
+    graph = light.graph
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    shapes: dict[str, list[int | None]] = {}
+    for tensor in model.graph.initializer:
+        shapes[tensor.name] = list(tensor.dims)
+        if np.prod(tensor.dims) <= SMALL:
+            graph.initializer.add().CopyFrom(tensor)
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    for info in (*model.graph.input, *inferred.value_info, *model.graph.output):
         dims = info.type.tensor_type.shape.dim
         shapes[info.name] = [d.dim_value if d.HasField("dim_value") else None for d in dims]
     return shapes
 
 
-def gradient_model(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
+def gradient_model(
+    model: onnx.ModelProto, tensor: str, shapes: dict[str, list[int | None]] | None = None
+) -> onnx.ModelProto:
     """Return ``model`` with the input ``SEED`` and the outputs ``tensor`` and ``GRADIENT`` added.
+
+    Args:
+        shapes: those of ``shapes_of(model)``, where they are known already.
 
     Raises:
         NoRuleError: when an operator between ``tensor`` and the output cannot be differentiated here.
     """
-    return _Builder(model).build(tensor)
+    return _Builder(model, shapes or shapes_of(model)).build(tensor)
 
 
 class _Builder:
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, shapes: dict[str, list[int | None]]) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.graph = self.model.graph
-        self.shapes = shapes_of(model)
+        self.shapes = shapes
         self.constants = {t.name for t in self.graph.initializer}
         for node in self.graph.node:
             if node.op_type == "Constant":

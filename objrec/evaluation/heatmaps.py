@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,10 @@ def make_explainer(
 ) -> Explainer:
     """Return Grad-CAM where ``model.onnx`` can be differentiated, else occlusion by ``forward`` (pixels -> logits)."""
     model = onnx.load(model_dir / "model.onnx")
-    for layer, size in _cut_maps(model):
+    shapes = shapes_of(model)
+    for layer, size in _cut_maps(model, shapes):
         try:
-            extended = gradient_model(model, layer)
+            extended = gradient_model(model, layer, shapes)
         except NoRuleError:
             continue
         method = f"Grad-CAM on the {size[0]} x {size[1]} feature map '{layer}'"
@@ -62,12 +63,11 @@ def _session(model: onnx.ModelProto) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _cut_maps(model: onnx.ModelProto) -> list[tuple[str, tuple[int, int]]]:
+def _cut_maps(model: onnx.ModelProto, shapes: Mapping[str, list[int | None]]) -> list[tuple[str, tuple[int, int]]]:
     """Return (name, (height, width)) of feature maps that everything passes through, those worth trying, best first.
 
     The last one of at least ``MIN_MAP`` cells a side is best: later maps know more of the classes.
     """
-    shapes = shapes_of(model)
     graph = model.graph
     found: list[tuple[str, tuple[int, int]]] = []
     for node in graph.node:

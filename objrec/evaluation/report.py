@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from objrec.evaluation import sections
+from objrec.evaluation import label_errors, sections
 from objrec.evaluation.compare import differing
 from objrec.evaluation.files import prediction_rows, write_csv, write_json
 from objrec.evaluation.galleries import (
@@ -34,13 +34,14 @@ MISTAKES: Final = 24
 UNCERTAIN: Final = 12
 SUSPECTS: Final = 18
 DIFFERING: Final = 24
+DOUBT: Final = 0.15  # share of errors above which the labels are the lesser suspects
 LIBRARIES: Final = ("objrec", "onnxruntime", "numpy", "pillow")
 
 
 def write_report(
     study: Study, model: Model, report_dir: Path, *, model_dir: Path, train_dir: Path | None, max_pixels: int
 ) -> None:
-    """Write ``report.html``, ``metrics.json``, the CSV files and ``confusion_matrix.png``. Nothing in them tells the time."""
+    """Write ``report.html``, ``metrics.json``, the CSV files and ``confusion_matrix.png``; none tells the time."""
     p = study.predictions
     rows = prediction_rows(p)
     for name, values in study.columns.items():
@@ -97,8 +98,8 @@ def _page(study: Study, model: Model, *, model_dir: Path, train_dir: Path | None
         ),
         sections.gallery(
             "labels",
-            f"Suspected label errors ({len(study.suspects)})",
-            f"{escape(m['label_suspects']['method'].capitalize())}. The surest come first; all are in predictions.csv.",
+            "Suspected label errors",
+            _about_suspects(study),
             doubts,
         ),
         sections.calibration(study),
@@ -116,6 +117,14 @@ def _page(study: Study, model: Model, *, model_dir: Path, train_dir: Path | None
     template = Template(resources.files("objrec.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
     title = f"{m['accuracy']:.1%} · {study.card.backbone.get('name', 'model')} · test report"
     return template.substitute(title=escape(title), body="\n".join(part for part in body if part))
+
+
+def _about_suspects(study: Study) -> str:
+    count, share = len(study.suspects), 1 - study.metrics["accuracy"]
+    text = f"{count:,} in all, the surest first; predictions.csv names them. By {escape(label_errors.METHOD)}."
+    if share > DOUBT:
+        text += f" <b>The model is wrong on {share:.0%} of the pictures: most of these will be its own mistakes.</b>"
+    return text
 
 
 def _verdict(p: Predictions, i: int, pictures: Mapping[int, str], heats: Mapping[int, str]) -> Card:

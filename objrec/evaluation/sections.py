@@ -1,4 +1,4 @@
-"""The sections of ``report.html``: each takes what was found and returns HTML, or nothing where there is nothing to say."""
+"""The sections of ``report.html``: each returns HTML, or nothing where there is nothing to say."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from objrec.evaluation.study import Study
 
 MAX_CONFUSIONS = 12
 MAX_ROWS = 30
+BESIDE = 20  # classes: a larger matrix takes the whole width
 
 
 def section(anchor: str, title: str, *parts: str, lead: str = "") -> str:
@@ -44,7 +45,7 @@ def headline(study: Study) -> str:
     top = list(m["top_k"].items())[-1:]
     tiles = [
         ("macro F1", f"{m['macro_f1']:.3f}"),
-        *((f"among the first {k}", _percent(v)) for k, v in top),
+        *((f"top-{k} accuracy", _percent(v)) for k, v in top),
         ("log loss", f"{m['log_loss']:.3f}"),
         ("calibration error", _percent(m["ece"])),
         ("test pictures", f"{m['num_images']:,}"),
@@ -75,8 +76,8 @@ def problems(study: Study) -> str:
     if m["unreadable"]:
         rows = [[escape(path), escape(why)] for path, why in list(m["unreadable"].items())[:MAX_ROWS]]
         parts.append(
-            f'<p class="alert"><b>{len(m["unreadable"])} pictures could not be read.</b> They count as wrong in accuracy,'
-            f" recall and F1.{_more(m['unreadable'])}</p>" + table(["picture", "why"], rows)
+            f'<p class="alert"><b>{_pictures(len(m["unreadable"]))} could not be read,</b> counted as wrong in'
+            f" accuracy, recall and F1.{_more(m['unreadable'])}</p>" + table(["picture", "why"], rows)
         )
     if m["no_pictures_by_name"]:
         names = ", ".join(map(escape, m["no_pictures_by_name"][:MAX_ROWS]))
@@ -112,14 +113,17 @@ def confusions(study: Study) -> str:
         for n, y, x in wrong[:MAX_CONFUSIONS]
     ]
     words = "<h3>Most frequent confusions</h3>" + table(["target", "taken for", "#pictures", "#of the class"], rows)
+    drawn = (
+        f'<div><div class="scroll">{confusion_svg(matrix, classes)}</div>'
+        '<p class="said soft" id="said">Point at a cell or touch it.</p>'
+        '<p class="legend"><span><i></i>right</span><span><i class="wrong"></i>wrong; stronger = a larger share of the'
+        " row</span></p></div>"
+    )
+    beside = len(classes) <= BESIDE
     return section(
         "confusion",
         "Confusion matrix",
-        f'<div class="scroll">{confusion_svg(matrix, classes)}</div>',
-        '<p class="said soft" id="said">Point at a cell or touch it.</p>',
-        '<p class="legend"><span><i></i>right</span><span><i class="wrong"></i>wrong; stronger = a larger share of the'
-        " row</span></p>",
-        words if rows else "",
+        f"<div{' class=beside' if beside else ''}>{drawn}<div>{words if rows else ''}</div></div>",
         lead="A row for each class, a column for each prediction.",
     )
 
@@ -172,9 +176,10 @@ def calibration(study: Study) -> str:
         reliability_diagram(m["reliability"]),
         "</div><div>",
         table(["", "#before", "#after"], rows),
-        f"<p class=soft>Temperature {m['temperature']:.3f}, fitted on validation pictures. Points on the dotted line would be"
-        " perfect: of predictions with 80 % probability, 80 % are right. Larger points stand for more pictures. The"
-        " calibration error is the mean distance from the line (15 bins, weighted by their pictures).</p></div></div>",
+        f"<p class=soft>Temperature {m['temperature']:.3f}, fitted on validation pictures. Points on the dotted line"
+        " would be perfect: of predictions with 80 % probability, 80 % are right. Larger points stand for more"
+        " pictures. The calibration error is the mean distance from the line (15 bins, weighted by their pictures)."
+        "</p></div></div>",
     )
 
 
@@ -244,14 +249,14 @@ def near_duplicates(study: Study) -> str:
     if not found["checked"]:
         return ""
     if not found["pairs"]:
-        text = '<p class="fine">No test picture was found among the training pictures, scaled and recompressed ones included.</p>'
-        return section("leakage", "Train and test", text)
+        text = "No test picture was found among the training pictures, scaled and recompressed ones included."
+        return section("leakage", "Train and test", f'<p class="fine">{text}</p>')
     rows = [[escape(r["test"]), escape(r["train"]), f"{r['difference']:.2f}"] for r in found["pairs"][:MAX_ROWS]]
     return section(
         "leakage",
         "Train and test",
-        f'<p class="alert"><b>{len(found["pairs"])} test pictures look like a training picture.</b> The accuracy may be'
-        f" too good.{_more(found['pairs'])}</p>",
+        f'<p class="alert"><b>{_pictures(len(found["pairs"]))} of the test data also in the training data.</b>'
+        f" The accuracy may be too good.{_more(found['pairs'])}</p>",
         table(["test picture", "training picture", "#difference of 255"], rows),
     )
 
@@ -271,7 +276,8 @@ def comparison(study: Study, cards: Sequence[Card]) -> str:
     verdict = "a difference that chance hardly explains" if p < 0.05 else "no difference that chance could not explain"
     bars = "".join(
         f'<div class="bar"><span>{escape(r["class"])}</span><div class="track"><i style="width:{r["this"]:.1%}"></i>'
-        f'<i class="second" style="width:{r["other"]:.1%}"></i></div><em>{(r["this"] - r["other"]) * 100:+.0f}</em></div>'
+        f'<i class="second" style="width:{r["other"]:.1%}"></i></div>'
+        f"<em>{(r['this'] - r['other']) * 100:+.0f}</em></div>"
         for r in sorted(c["recall"], key=lambda r: (r["this"] - r["other"], r["class"]))
     )
     figures = "".join(_figure(card) for card in cards)
@@ -280,8 +286,9 @@ def comparison(study: Study, cards: Sequence[Card]) -> str:
         "Compared with another model",
         '<div class="columns"><div>',
         table(["", "#this", "#other"], rows),
-        f"<p>Only this one is right on {c['only_this_right']} pictures, only the other on {c['only_other_right']};"
-        f" both on {c['both_right']}, neither on {c['both_wrong']}. McNemar's exact test: p = {p:.3g}, {verdict}.</p></div><div>",
+        f"<p>Only this one is right on {_pictures(c['only_this_right'])}, only the other on {c['only_other_right']};"
+        f" both on {c['both_right']}, neither on {c['both_wrong']}.</p>"
+        f"<p>McNemar's exact test: p = {p:.3g}, {verdict}.</p></div><div>",
         '<h3>Recall by class</h3><p class="legend"><span><i></i>this</span><span><i class="third"></i>other</span></p>',
         f"{bars}</div></div>",
         f'<h3>Pictures that only one has right</h3><div class="gallery">{figures}</div>' if figures else "",
@@ -379,6 +386,10 @@ def reproduction(study: Study, config: str, environment: Mapping[str, str]) -> s
 
 def _percent(value: float) -> str:
     return f"{value:.1%}"
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count:,} pictures"
 
 
 def _more(rows: Any) -> str:
