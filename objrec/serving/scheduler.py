@@ -1,7 +1,7 @@
 """Who runs when: a bounded queue in front of a fixed number of threads, and batches where they pay.
 
-On a CPU a picture costs decode plus model, both outside Python's lock, and larger batches gain nothing (docs/serving.md
-has the measurement): each thread takes one picture through both, and the machine is full when every core has one. On a
+On a CPU a picture costs decode plus model, both outside Python's lock, and batches gain little (the figures are in
+docs/benchmarks-serving.md): each thread takes one picture through both, and the machine is full when every core has one. On a
 GPU many threads decode and one feeds the model with all that waits.
 """
 
