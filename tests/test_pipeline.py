@@ -150,7 +150,7 @@ def test_every_step_is_declared_once_and_runs_as_a_command(name: str) -> None:
 
 def test_a_step_cannot_read_what_it_does_not_declare() -> None:
     seen = restrict(load_config(), STEPS["preprocess"])
-    assert seen.preprocess.image_size == 64 and seen.images.max_pixels > 0
+    assert seen.preprocess.image_size == 48 and seen.images.max_pixels > 0
     with pytest.raises(AssertionError, match=r"train"):
         _ = seen.train.max_epochs
     with pytest.raises(AssertionError, match=r"preprocess.split"):

@@ -7,8 +7,12 @@ import contextlib
 import hmac
 import importlib.resources
 import json
+import logging
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -19,16 +23,16 @@ from starlette.exceptions import HTTPException
 
 import objrec
 from objrec.config.errors import UserError
-from objrec.serving import handler
+from objrec.serving import handler, service
 from objrec.serving.handler import Answer, RequestError
 from objrec.serving.live import LiveModels, Loaded
 from objrec.serving.metrics import Metrics
 from objrec.serving.middleware import Observed
 from objrec.serving.runtimes import cores
 from objrec.serving.scheduler import Scheduler
-from objrec.serving.service import LOADING
 from objrec.serving.settings import Settings
 
+logger = logging.getLogger("objrec.serving")
 FOLLOW_SECONDS = 1.0  # how often the alias is looked at; commands also say at once when they moved it
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'unsafe-inline'; "
@@ -86,10 +90,17 @@ class State:
         workers = settings.workers or (settings.max_batch if self.models.may_batch else cores())
         self.scheduler = Scheduler(workers=workers, waiting=settings.queue, timeout=settings.timeout)
 
+    def is_lost(self) -> bool:
+        """Whether this is a background service whose registry is gone, or names another."""
+        if not self.instance:
+            return False
+        named = service.read_state(Path(self.settings.registry_dir))
+        return named is None or named.instance != self.instance
+
     def serving(self) -> Loaded:
         """Return the model that serves. Raises RequestError 503."""
         if self.models.current is None:
-            raise RequestError(503, "not_ready", self.models.problem or LOADING, retry_after=1)
+            raise RequestError(503, "not_ready", self.models.problem or service.LOADING, retry_after=1)
         return self.models.current
 
 
@@ -143,7 +154,7 @@ def create_app(state: State) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        follower = asyncio.create_task(_follow(state.models))
+        follower = asyncio.create_task(_follow(state))
         yield
         follower.cancel()
         state.scheduler.close()
@@ -221,12 +232,18 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _response(Answer(answer.status, answer.body, dict(error.headers or {})))
 
 
-async def _follow(models: LiveModels) -> None:
+async def _follow(state: State) -> None:
+    """Keep up with the alias, and leave when no command could find this service any more."""
+    lost = 0
     while True:
-        if models.current is None or models.changed():
+        if state.models.current is None or state.models.changed():
             with contextlib.suppress(UserError):
-                await asyncio.to_thread(models.follow)
+                await asyncio.to_thread(state.models.follow)
         await asyncio.sleep(FOLLOW_SECONDS)
+        lost = lost + 1 if state.is_lost() else 0
+        if lost == 3:  # once could be a file that is being replaced
+            logger.error("leaving: the state file no longer names this service")
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _score(state: State, request: Request, top_k: int | None) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -25,6 +26,7 @@ class Observed:
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app, self.state = app, state
+        self._prefix, self._count = secrets.token_hex(6), itertools.count()  # a system call each would cost 0.2 ms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,7 +34,7 @@ class Observed:
             return
         started = time.perf_counter()
         given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else f"{self._prefix}-{next(self._count):x}"
         fields: dict[str, Any] = {}
         scope["state"] = {"request_id": request_id, "fields": fields}
         status = 0

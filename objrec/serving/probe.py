@@ -66,12 +66,12 @@ def try_model(
     """
     from objrec.serving.predictor import Predictor
     from objrec.serving.runtimes import cores
-    from objrec.serving.smoke import PICTURES, Smoke, smoke_file, test_pictures
+    from objrec.serving.smoke import PICTURES, Smoke, pictures_in_turns, smoke_file
     from objrec.serving.tuning import tune, tuned_dir
 
     predictor = Predictor.load(model_dir, max_pixels=max_pixels, verify=False)  # the registry has just verified it
     names = predictor.card.class_names
-    pictures = test_pictures(test_dir)
+    pictures = pictures_in_turns(test_dir)
     data, answers, right = [], [], 0
     for label, path in pictures:
         picture = path.read_bytes()
@@ -115,7 +115,7 @@ def try_model(
 def right(model_dir: Path, test_dir: Path, *, max_pixels: int) -> list[bool]:
     """Return for each picture of the test set whether the model is right; on an unreadable one it is not."""
     from objrec.serving.predictor import Predictor
-    from objrec.serving.smoke import test_pictures
+    from objrec.serving.smoke import pictures_in_turns
 
     predictor = Predictor.load(model_dir, max_pixels=max_pixels)
     names = predictor.card.class_names
@@ -127,7 +127,7 @@ def right(model_dir: Path, test_dir: Path, *, max_pixels: int) -> list[bool]:
             return False
         return names[int(predictor.logits(pixels[None])[0].argmax())] == label
 
-    return [is_right(label, path) for label, path in test_pictures(test_dir)]
+    return [is_right(label, path) for label, path in pictures_in_turns(test_dir)]
 
 
 def chance_of_at_most(successes: int, n: int, p: float) -> float:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import signal
 import socket
+import struct
+import threading
 import time
 from asyncio import TimerHandle
 from collections.abc import Generator
@@ -22,6 +25,8 @@ from objrec.serving.app import State, create_app
 from objrec.serving.settings import Settings
 
 logger = logging.getLogger(logs.LOGGER)
+SO_ATTACH_FILTER = 26  # of Linux; Python does not name it
+ACCEPT_SECONDS = 0.2
 MAX_CONNECTIONS = 2000
 KEEP_ALIVE = 30  # seconds that an idle connection is kept
 SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -51,24 +56,29 @@ def serve(state: State, listener: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(state.settings.drain) + 1,
     )
-    Server(config, state).run(sockets=[listener])
+    Server(config, state, listener).run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
     """Leaves in two steps on SIGTERM or Ctrl-C, so that no request is lost.
 
     First, for ``grace`` seconds, ``/readyz`` says no and every answer asks its client to close the connection, while
-    all is still answered. Then the listening socket closes and what is in flight has ``drain`` seconds to end.
+    all is still answered. Then new connections are no longer let in, those on their way are accepted, and only after
+    that the listening socket closes; what is in flight has ``drain`` seconds to end.
     """
 
-    def __init__(self, config: uvicorn.Config, state: State) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, listener: socket.socket) -> None:
         super().__init__(config)
-        self.state = state
+        self.state, self.listener = state, listener
         self._leave_at: float | None = None
+        self._close_at: float | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """As uvicorn's, but a signal that was obeyed is not raised again: the process ends with status 0."""
+        if threading.current_thread() is not threading.main_thread():  # as in a test; signals are not ours then
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -84,8 +94,31 @@ class Server(uvicorn.Server):
         self._leave_at = time.monotonic() + self.state.settings.grace
 
     async def on_tick(self, counter: int) -> bool:
-        leave = self._leave_at is not None and time.monotonic() >= self._leave_at
+        now = time.monotonic()
+        if self._leave_at is not None and self._close_at is None and now >= self._leave_at:
+            refuse_connections(self.listener)
+            self._close_at = now + ACCEPT_SECONDS
+        leave = self._close_at is not None and now >= self._close_at
         return await super().on_tick(counter) or leave
+
+
+def refuse_connections(listener: socket.socket) -> None:
+    """Drop the first packet of new connections, so that closing the socket resets none that was made already.
+
+    A connection that the kernel has completed and nobody has accepted yet is reset when its listening socket closes.
+    A socket filter (Linux, no privilege needed) on the SYN flag keeps new ones out while the last are accepted; their
+    clients try again after a second and are told that nobody listens. Elsewhere the small gap remains.
+    """
+    # load the flags byte of the TCP header; drop if SYN is set; else keep all
+    program = b"".join(
+        struct.pack("HBBI", *row)
+        for row in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF))
+    )
+    instructions = ctypes.create_string_buffer(program)
+    with contextlib.suppress(OSError):
+        listener.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, ctypes.addressof(instructions))
+        )
 
 
 def _protocol(seconds: float) -> type[asyncio.Protocol]:

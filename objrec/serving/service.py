@@ -212,8 +212,8 @@ def _start(settings: Settings, registry_dir: Path) -> Service:
         if child is None or not child.alive():
             break
         time.sleep(0.02)
-    if child is not None:
-        child.signal(signal.SIGTERM)
+    while child is not None and child.signal(signal.SIGKILL):  # nobody was told of it: there is nothing to drain
+        time.sleep(0.01)
     raise UserError(f"the service did not start: {reason or _last_words(registry_dir)} (log: {log_file(registry_dir)})")
 
 

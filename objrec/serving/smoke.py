@@ -70,7 +70,7 @@ def smoke_file(registry_dir: Path, sha256: str) -> Path:
     return registry_dir / "smoke" / f"{sha256}.json"
 
 
-def test_pictures(folder: Path) -> list[tuple[str, Path]]:
+def pictures_in_turns(folder: Path) -> list[tuple[str, Path]]:
     """Return (class name, file) for each picture of a test folder, the classes taking turns, the same each time.
 
     Any beginning of the list is thus a fair sample. Raises UserError when there is none.
