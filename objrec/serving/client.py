@@ -31,7 +31,7 @@ class Endpoint:
         UserError: for an address that is no http or https URL.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, top_k: int = 5) -> None:
+    def __init__(self, url: str, *, key: str | None = None, top_k: int = 5, unknown: bool = False) -> None:
         parts = urlsplit(url)
         try:
             valid = (
@@ -44,7 +44,7 @@ class Endpoint:
         self.url = url
         path = parts.path.rstrip("/")
         path = path if path.endswith("/score") else f"{path}/score"
-        self._path = f"{path}?{urlencode({'top_k': top_k})}"
+        self._path = f"{path}?{urlencode({'top_k': top_k, **({'unknown': 'true'} if unknown else {})})}"
         self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._host, self._port = parts.hostname or "", parts.port
         self._headers = {"Content-Type": "application/octet-stream", "User-Agent": "objrec-predict"}
@@ -52,8 +52,8 @@ class Endpoint:
             self._headers["X-API-Key"] = key
         self._own = threading.local()
 
-    def classify(self, data: bytes) -> tuple[list[tuple[str, float]], str]:
-        """Return (label, probability), best first, and the model's version.
+    def classify(self, data: bytes) -> tuple[list[tuple[str, float]], str, bool]:
+        """Return (label, probability), best first, the model's version, and whether it is none of the classes.
 
         Raises:
             ImageError: the endpoint refused this picture.
@@ -66,7 +66,8 @@ class Endpoint:
         if 400 <= status < 500 and "reason" in answer and status not in (404, 405, 429):
             raise ImageError("corrupt", f"{reason} ({status})")
         try:
-            return [(p["label"], p["probability"]) for p in answer["predictions"]], answer["model_version"]
+            predictions = [(p["label"], p["probability"]) for p in answer["predictions"]]
+            return predictions, answer["model_version"], answer["label"] is None
         except (KeyError, TypeError):
             raise UserError(f"{self.url} does not answer as an endpoint does: {reason}") from None
 
