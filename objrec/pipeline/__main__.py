@@ -36,19 +36,27 @@ def main() -> None:
 
 def run(overrides: list[str]) -> int:
     """Compose, validate, run the five steps, print the summary."""
+    from objrec.config.errors import UserError
     from objrec.config.load import load_config
     from objrec.pipeline.progress import Display
-    from objrec.pipeline.runner import StepFailed, new_run_dir, run_pipeline
+    from objrec.pipeline.runner import RunRecord, StepFailed, forget_run, new_run_dir, point_latest, run_pipeline
     from objrec.steps import load_steps
 
     config = load_config(overrides)
     run_dir = new_run_dir(config, "pipeline")
-    with (run_dir / "pipeline.log").open("a") as log, Display(log) as display:
-        try:
+    try:
+        with (run_dir / "pipeline.log").open("a") as log, Display(log) as display:
             record = run_pipeline(load_steps(), config, overrides, run_dir=run_dir, display=display)
-        except StepFailed as error:
-            print(error, file=sys.stderr)
-            return 1
+    except StepFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except UserError:
+        if not RunRecord.did_anything(run_dir) and config.run_dir is None:
+            forget_run(run_dir)
+        raise
+    finally:
+        if run_dir.exists() and config.run_dir is None:
+            point_latest(run_dir)
     evaluated = record.step("evaluate").outputs
     print(f"accuracy  {record.accuracy:.4f}")
     print(f"report    {Path(evaluated['report_dir']) / 'report.html'}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -48,6 +50,12 @@ class RunRecord:
 
     def step(self, name: str) -> StepRecord:
         return next(s for s in self.steps if s.name == name)
+
+    @staticmethod
+    def did_anything(run_dir: Path) -> bool:
+        """Whether a step of the run in this folder has ended well."""
+        steps = json.loads((run_dir / "run.json").read_text())["steps"]
+        return any(s["status"] in ("ran", "reused") for s in steps)
 
     def save(self, run_dir: Path) -> None:
         beside = run_dir / ".run.json"
@@ -105,12 +113,24 @@ def new_run_dir(config: Config, kind: str) -> Path:
             run_dir.mkdir()
         except FileExistsError:
             continue
-        link = parent / f".latest-{os.getpid()}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(run_dir.name)
-        link.replace(parent / "latest")
         return run_dir
     raise UserError(f"{parent} holds too many runs of this second")
+
+
+def point_latest(run_dir: Path) -> None:
+    """Let ``latest`` beside the run folder point to it, in one step."""
+    link = run_dir.parent / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(run_dir.name)
+    link.replace(run_dir.parent / "latest")
+
+
+def forget_run(run_dir: Path) -> None:
+    """Remove the folder of a run that was refused before it did anything, and the parents that it leaves empty."""
+    shutil.rmtree(run_dir)
+    with contextlib.suppress(OSError):
+        run_dir.parent.rmdir()
+        run_dir.parent.parent.rmdir()
 
 
 def _run_one(runner: _Runner, step: Step, row: StepRecord) -> None:
@@ -162,7 +182,11 @@ class _Runner:
                 if entry is not None or damage:
                     self.store.clear_workspace(step, parts.key)
                 self.display.start(step.name, reason)
-                self._start(step, inputs, self.store.workspace(step, parts.key), fd)
+                try:
+                    self._start(step, inputs, self.store.workspace(step, parts.key), fd)
+                except UserError:
+                    self.store.clear_workspace(step, parts.key)  # nothing of a refused step stays behind
+                    raise
                 entry = self.store.publish(step, parts.key, parts)
                 row.status, row.reason = "ran", reason
         self._take(entry, row)

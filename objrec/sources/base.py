@@ -35,7 +35,7 @@ class Candidate:
 class Source(Protocol):
     """Offers candidates, best first and without end where it has many: the caller stops when it has enough.
 
-    Constructed from its config node: ``Source(**node without _target_)``.
+    Constructed from its config node by ``objrec.sources.build``.
     """
 
     name: str
@@ -51,5 +51,9 @@ class Source(Protocol):
 class LocalSource(Source, Protocol):
     """A source that has the bytes itself; those of any other source are downloaded from ``candidate.url``."""
 
-    def read(self, candidate: Candidate) -> bytes:
-        """Return the encoded picture."""
+    def read(self, candidate: Candidate, *, max_bytes: int) -> bytes:
+        """Return the encoded picture; called from several threads at once.
+
+        Raises:
+            ImageError: ``too_large`` above ``max_bytes``, ``corrupt`` where the bytes cannot be had.
+        """

@@ -1,0 +1,1 @@
+"""From candidates to a data set: acquire, examine, select, record."""

@@ -1,0 +1,58 @@
+"""Is it a picture, which one, and how large?"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+from objrec.images.decode import EXTENSIONS, FORMATS, ImageError, decode
+from objrec.images.hashing import difference_hash
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What is known of bytes that decoded.
+
+    Attributes:
+        sha256: of the bytes, in hexadecimal.
+        size: in bytes.
+        width: in pixels, as stored.
+        extension: without the dot, by content.
+        hash: 64-bit difference hash.
+    """
+
+    sha256: str
+    size: int
+    width: int
+    height: int
+    extension: str
+    hash: int
+
+
+def examine(data: bytes, *, max_pixels: int, min_size: int) -> Picture:
+    """Decode ``data`` to the end and describe it.
+
+    A JPEG is read with a reduced inverse transform: every coded bit is still read, so damage shows as at full size.
+
+    Raises:
+        ImageError: as ``objrec.images.decode``.
+    """
+    if not data:
+        raise ImageError("corrupt", "empty")
+    image = decode(data, max_pixels=max_pixels, min_size=min_size, target=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            width, height, kind = *header.size, header.format
+    return Picture(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        width=width,
+        height=height,
+        extension=EXTENSIONS[kind or "JPEG"],
+        hash=difference_hash(image),
+    )

@@ -1,0 +1,140 @@
+"""The ingest step on local sources, and the rule that says what is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from objrec.config.errors import UserError
+from objrec.config.load import load_config
+from objrec.ingest.examine import Picture
+from objrec.ingest.selection import Outcome, Selection
+from objrec.pipeline.step import restrict
+from objrec.sources.base import Candidate
+from objrec.steps.ingest import STEP
+from tests.test_sources_local import picture, write_folder, write_zip
+
+
+def ingest(target: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Run the step as the runner would and return the manifest."""
+    target.mkdir()
+    config = load_config(overrides)
+    inputs = {"source_dir": Path(config.source.path)} if config.source.path else {}
+    STEP.run(restrict(config, STEP), inputs, {"raw_data_dir": target})
+    rows = [json.loads(line) for line in (target / "manifest.jsonl").read_text().splitlines()]
+    check(target, rows)
+    return rows
+
+
+def check(target: Path, rows: list[dict[str, Any]]) -> None:
+    """What holds for every data set: the kept rows and the files are one and the same."""
+    files = {p.relative_to(target).as_posix() for p in target.glob("*/*")}
+    assert files == {r["file"] for r in rows if r["status"] == "kept"}
+    for row in rows:
+        assert (row["status"] == "kept") == (row["reason"] is None) == (row["file"] is not None)
+        if row["file"]:
+            assert hashlib.sha256((target / row["file"]).read_bytes()).hexdigest() == row["sha256"]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_sample_gives_exactly_what_was_asked_and_twice_the_same(tmp_path: Path) -> None:
+    rows = ingest(tmp_path / "a", "ingest.num_images=7", "classes.names=[cat,ship,apple]")
+    assert Counter((r["class"], r["status"]) for r in rows) == {(c, "kept"): 7 for c in ("cat", "ship", "apple")}
+    ingest(tmp_path / "b", "ingest.num_images=7", "classes.names=[cat,ship,apple]")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_folder_with_every_fault(tmp_path: Path) -> None:
+    good = [picture(i) for i in range(8)]
+    files = {f"cat/{i}.jpg": good[i] for i in range(4)} | {f"dog/{i}.jpg": good[i] for i in range(4, 8)}
+    faults = {
+        "cat/again.jpg": good[0],
+        "dog/also.jpg": good[1],
+        "dog/empty.jpg": b"",
+        "dog/text.jpg": b"<html>",
+        "dog/cut.jpg": good[5][: len(good[5]) // 2],
+        "dog/small.jpg": picture(9, (20, 20)),
+    }
+    path = write_zip(tmp_path / "a.zip", files | faults)
+    rows = ingest(tmp_path / "out", "source=folder", f"source.path={path}")
+    statuses = {r["url"].removeprefix("file:"): r["status"] for r in rows}
+    assert set(statuses) == set(files | faults)
+    assert statuses["dog/empty.jpg"] == statuses["dog/cut.jpg"] == "corrupt"
+    assert statuses["dog/text.jpg"] == "unsupported"
+    assert statuses["dog/small.jpg"] == "too_small"
+    assert statuses["cat/1.jpg"] == statuses["dog/also.jpg"] == "ambiguous"
+    assert sorted([statuses["cat/0.jpg"], statuses["cat/again.jpg"]]) == ["duplicate", "kept"]
+    assert Counter(r["class"] for r in rows if r["status"] == "kept") == {"cat": 3, "dog": 4}
+
+
+def test_bad_candidates_are_replaced(tmp_path: Path) -> None:
+    files = {f"{c}/{i}.jpg": picture(1000 * j + i) if i % 3 else b"bad" for j, c in enumerate("ab") for i in range(60)}
+    path = write_folder(tmp_path / "in", files)
+    rows = ingest(tmp_path / "out", "source=folder", f"source.path={path}", "ingest.num_images=25")
+    assert Counter(r["class"] for r in rows if r["status"] == "kept") == {"a": 25, "b": 25}
+    assert len(rows) < 120  # it stopped when it had enough
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["classes.names=[cat,dgo]"], "no 'dgo'. Did you mean 'dog'"),
+        (["classes.names=[cat,dog]", "ingest.min_size=100"], "no usable picture .*ingest.min_size=50"),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, overrides: list[str], message: str) -> None:
+    write_folder(tmp_path / "in", {"cat/a.jpg": picture(1), "dog/b.jpg": picture(2)})
+    with pytest.raises(UserError, match=message):
+        ingest(tmp_path / "out", "source=folder", f"source.path={tmp_path / 'in'}", *overrides)
+
+
+def test_all_classes_needs_a_source_that_has_some(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs class names"):
+        ingest(tmp_path / "out", "classes=from_source")
+
+
+def outcome(class_name: str, number: int, content: int | None) -> Outcome:
+    candidate = Candidate(class_name=class_name, source="test", url=f"test:{class_name}/{number}")
+    if content is None:
+        return Outcome(candidate=candidate, status="corrupt", reason="test")
+    sha = hashlib.sha256(str(content).encode()).hexdigest()
+    found = Picture(sha256=sha, size=1, width=64, height=64, extension="jpg", hash=hash(sha) % 2**64)
+    return Outcome(candidate=candidate, picture=found)
+
+
+contents = st.lists(st.none() | st.integers(0, 15), max_size=20)
+
+
+@given(offers=st.lists(contents, min_size=2, max_size=4), wanted=st.integers(1, 6), seed=st.integers(0, 1000))
+def test_the_selection_does_not_depend_on_the_order_of_the_classes(
+    offers: list[list[int | None]], wanted: int, seed: int
+) -> None:
+    names = [f"class{i}" for i in range(len(offers))]
+
+    def fill(pick: random.Random) -> list[dict[str, Any]]:
+        selection = Selection(names, wanted)
+        queues = {n: [outcome(n, i, c) for i, c in enumerate(o)] for n, o in zip(names, offers, strict=True)}
+        while ready := [n for n in names if queues[n] and selection.missing(n)]:
+            selection.add(queues[n := pick.choice(ready)].pop(0))
+        rows = list(selection.rows())
+        for n in names:
+            kept = [r["sha256"] for r in rows if r["class"] == n and r["status"] == "kept"]
+            assert len(kept) == len(set(kept)) == selection.kept(n) <= wanted
+            assert len(kept) == wanted or not queues[n]
+        return rows
+
+    first = fill(random.Random(seed))
+    assert first == fill(random.Random(seed + 1))
+    kept = Counter(r["sha256"] for r in first if r["status"] == "kept")
+    assert set(kept.values()) <= {1}, "no picture is kept for two classes"
