@@ -18,7 +18,11 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
 
 STEP = make_step(
     name="train",
-    inputs=(Port(name="train_dir"), Port(name="valid_dir")),
+    inputs=(
+        Port(name="train_dir"),
+        Port(name="valid_dir"),
+        Port(name="weights", kind="file", optional=True, config="backbone.weights"),
+    ),
     outputs=(Port(name="model_dir"),),
     reads=(
         "backbone",
@@ -37,6 +41,7 @@ STEP = make_step(
     libraries=("torch", "torchvision", "timm", "lightning", "torchmetrics", "pillow", "numpy", "onnxruntime"),
     compute="gpu",
     resumes=True,
+    distributed=True,
 )(run)
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from objrec.config.compose import PATH_KEYS
 from objrec.config.errors import UserError
-from objrec.config.load import PATH_KEYS, config_dir, dump, load_config
+from objrec.config.load import dump, load_config
 from objrec.config.schema import Config
 from objrec.pipeline.runner import CONTROL, lookup
 from objrec.pipeline.step import Step
@@ -125,11 +125,6 @@ def _refuse(config: Config, overrides: Sequence[str], ports: set[str]) -> None:
 def _plain(config: Config) -> dict[str, Any]:
     """Unmasked values, for looking at only."""
     return config.model_dump(by_alias=True)
-
-
-def is_group(key: str) -> bool:
-    """Whether an override of this key chooses a file and not a value."""
-    return (Path(config_dir()) / key).is_dir()
 
 
 def flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from objrec.config.compose import config_dir, quote_path, register_resolvers
 from objrec.config.errors import UserError
-from objrec.config.load import config_dir, quote_path, register_resolvers
 from objrec.config.schema import Config
 from objrec.submit.overrides import PARAMETERS
 
