@@ -148,7 +148,10 @@ class Evaluate(Section):
 class Deploy(Section):
     target: Literal["local", "azure"]
     start: bool
-    min_improvement: Annotated[Float, Field(ge=0)]
+    min_improvement: Annotated[Float, Field(ge=0, le=1)]
+    require_significance: bool
+    significance_level: Annotated[Float, Field(gt=0, lt=1)]
+    keep: Annotated[Int, Field(ge=0)]
 
 
 class Serve(Section):
@@ -156,7 +159,15 @@ class Serve(Section):
     host: str
     port: Annotated[Int, Field(ge=0, le=65535)]
     key: Annotated[str | None, SECRET]
-    runtime: Literal["auto", "onnxruntime", "torch"]
+    runtime: Literal["auto", "onnxruntime", "openvino", "torch"]
+    precision: Literal["fp32", "bf16", "int8"]
+    max_accuracy_drop: Share
+    workers: Annotated[Int, Field(ge=1)] | None
+    queue: Annotated[Int, Field(ge=0)]
+    timeout: Annotated[Float, Field(gt=0)]
+    drain: Annotated[Float, Field(ge=0)]
+    max_bytes: Annotated[Int, Field(ge=1)]
+    top_k: Annotated[Int, Field(ge=1)]
 
 
 class AzureCluster(Section):

@@ -1,0 +1,40 @@
+"""What a running service needs to know, as plain data that travels to another process."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from objrec.config.schema import Config
+
+
+class Settings(BaseModel):
+    """The ``serve`` section and what surrounds it. ``key`` is a secret: it travels over a pipe, not a command line."""
+
+    model_config = ConfigDict(frozen=True)
+
+    registry_dir: str
+    model_dir: str | None = None  # serve this folder, whatever the registry says
+    max_pixels: int
+    host: str
+    port: int
+    key: str | None
+    runtime: str
+    precision: str
+    workers: int | None
+    queue: int
+    timeout: float
+    drain: float
+    max_bytes: int
+    top_k: int
+
+    @classmethod
+    def of(cls, config: Config, *, registry_dir: str, model_dir: str | None = None) -> Self:
+        serve: dict[str, Any] = {name: getattr(config.serve, name) for name in type(config.serve).model_fields}
+        return cls(
+            registry_dir=registry_dir,
+            model_dir=model_dir,
+            max_pixels=config.images.max_pixels,
+            **{k: v for k, v in serve.items() if k in cls.model_fields},
+        )

@@ -1,0 +1,91 @@
+"""Smoke pictures: some of the test set with the answers that a model gave before it was deployed.
+
+They lie beside the models, ``registry_dir/smoke/<sha256>.json``, and every process that loads the model to serve it, on
+whatever runtime, must reproduce the answers first.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from objrec.config.errors import UserError
+from objrec.images.decode import SUFFIXES
+
+if TYPE_CHECKING:
+    from objrec.serving.predictor import Predictor
+
+PICTURES = 16  # enough to meet every class once where there are few, and small enough to answer in a second
+TOLERANCE = {
+    "fp32": 0.01,
+    "bf16": 0.1,
+    "int8": 0.25,
+}  # of a probability; low precision is also measured on the test set
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """Encoded pictures and, for each, the probabilities (classes,) that the original gave."""
+
+    pictures: Sequence[bytes]
+    probabilities: Sequence[Sequence[float]]
+
+    @classmethod
+    def load(cls, path: Path) -> Smoke | None:
+        """Read the file, or return None where there is none. Raises UserError for a damaged one."""
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["pictures"]
+            return cls([base64.b64decode(r["data"]) for r in rows], [r["probabilities"] for r in rows])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): deploy the model again") from None
+
+    def dumps(self) -> str:
+        rows = [
+            {"data": base64.b64encode(data).decode(), "probabilities": list(probabilities)}
+            for data, probabilities in zip(self.pictures, self.probabilities, strict=True)
+        ]
+        return json.dumps({"pictures": rows}) + "\n"
+
+    def difference(self, predictor: Predictor) -> float:
+        """Return the largest difference of a probability between ``predictor`` and the recorded answers."""
+        worst = 0.0
+        for data, expected in zip(self.pictures, self.probabilities, strict=True):
+            given = predictor.probabilities(predictor.pixels(data)[None])[0].tolist()
+            if len(given) != len(expected):
+                return 1.0
+            worst = max(worst, *(abs(a - b) for a, b in zip(given, expected, strict=True)))
+            if any(p != p for p in given):
+                return 1.0
+        return worst
+
+
+def smoke_file(registry_dir: Path, sha256: str) -> Path:
+    return registry_dir / "smoke" / f"{sha256}.json"
+
+
+def labelled_pictures(folder: Path) -> list[tuple[str, Path]]:
+    """Return (class name, file) for each picture of a ``<class>/<image>`` folder, in a stable order."""
+    found = [
+        (group.name, path)
+        for group in sorted(folder.iterdir() if folder.is_dir() else [])
+        if group.is_dir()
+        for path in sorted(group.iterdir())
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not found:
+        raise UserError(f"{folder} holds no pictures: expected <class>/<image>")
+    return found
+
+
+def choose(pictures: Sequence[tuple[str, Path]], count: int) -> list[tuple[str, Path]]:
+    """Return up to ``count`` pictures, the same each time, the classes taking turns."""
+    groups = [list(group) for _, group in itertools.groupby(pictures, key=lambda item: item[0])]
+    turns = (item for row in itertools.zip_longest(*groups) for item in row if item is not None)
+    return list(itertools.islice(turns, count))
