@@ -47,7 +47,6 @@ def _check_template(node: Mapping[str, Any], component: Mapping[str, Any]) -> It
     legal = {
         *(f"inputs.{n}" for n in component.get("inputs", {})),
         *(f"outputs.{n}" for n in component.get("outputs", {})),
-        *(f"search_space.{n}" for n in node.get("search_space", {})),
     }
     used = set(TEMPLATE.findall(component.get("command", "")))
     for expression in sorted(used - legal):
@@ -74,11 +73,16 @@ def _check_binding(port: str, value: Any, job: Mapping[str, Any]) -> Iterator[st
         yield f"'{port}' takes {expression}, and '{found[1]}' has no such output"
 
 
+def _resources(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = node.get("resources") or node.get("trial", {}).get("resources") or {}
+    return found
+
+
 def _check_limits(node: Mapping[str, Any]) -> Iterator[str]:
     for key, value in node.get("limits", {}).items():
         if value <= 0:
             yield f"limits.{key}={value} is not above 0"
-    resources = node.get("resources", {})
+    resources = _resources(node)
     if resources.get("instance_count", 1) < 1:
         yield f"instance_count={resources['instance_count']} is not above 0"
 
@@ -88,7 +92,7 @@ def _check_compute(node: Mapping[str, Any], component: Mapping[str, Any], cluste
     if name not in clusters:
         yield f"runs on '{name}', which is none of {', '.join(sorted(clusters))}"
         return
-    nodes = node.get("resources", {}).get("instance_count", 1)
+    nodes = _resources(node).get("instance_count", 1)
     if nodes > clusters[name]:
         yield f"wants {nodes} nodes of '{name}', which has at most {clusters[name]}: it would wait for ever"
     if nodes > 1 and "distribution" not in component:

@@ -75,7 +75,7 @@ def build_job(request: Request) -> Job:
             "continue_on_step_failure": False,
             "force_rerun": "all" in config.force,
         },
-        "inputs": {name: _parameter(lookup(config, PARAMETERS[name])) for name in shown},
+        "inputs": {name: lookup(config, PARAMETERS[name]) for name in shown},
         "jobs": nodes,
     }
 
@@ -143,7 +143,7 @@ def _additions(step: Step, config: Config) -> list[str]:
     if step.distributed:  # curves go to the platform; nothing of the result depends on it
         added.append("logger=mlflow")
     if not step.cached:
-        added += ["deploy.target=azure", *_deployment(config)]
+        added.append("deploy.target=azure")
     if config.azure.secrets:
         assert config.azure.vault_url is not None
         vault = config.azure.vault_url.rstrip("/")
@@ -151,18 +151,6 @@ def _additions(step: Step, config: Config) -> list[str]:
             if any(key == r or key.startswith(f"{r}.") for r in step.reads):
                 added.append(f"{'' if _known(config, key) else '+'}{key}='vault:{vault}/secrets/{name}'")
     return added
-
-
-def _deployment(config: Config) -> list[str]:
-    """The settings of the endpoint: the only part of ``azure`` that a step reads."""
-    endpoint = config.azure.endpoint
-    shares = ",".join(map(str, endpoint.traffic))
-    values = {k: v for k, v in endpoint.model_dump().items() if v is not None and k != "traffic"}
-    return [
-        f"azure.model_name={config.azure.model_name}",
-        *(f"azure.endpoint.{k}={v}" for k, v in values.items()),
-        f"azure.endpoint.traffic=[{shares}]",
-    ]
 
 
 def _known(config: Config, key: str) -> bool:
@@ -199,7 +187,7 @@ def _command_node(step: Step, config: Config, overrides: Sequence[str], origins:
             "is_deterministic": step.cached and step.name not in config.force,
             "inputs": {
                 **{name: {"type": source.get("type", "uri_folder")} for name, source in inputs.items()},
-                **{name: {"type": _parameter(lookup(config, key))["type"]} for name, key in numbers.items()},
+                **{name: {"type": _number_type(lookup(config, key))} for name, key in numbers.items()},
             },
             "outputs": {p.name: {"type": f"uri_{p.kind}"} for p in step.outputs},
             "code": str(ROOT),
@@ -251,8 +239,8 @@ def _mode(step: Step, port: Port) -> str:
     return "rw_mount" if step.resumes and port.kind == "folder" else "upload"
 
 
-def _parameter(value: Any) -> Job:
-    return {"type": "integer" if isinstance(value, int) else "number", "default": value}
+def _number_type(value: Any) -> str:
+    return "integer" if isinstance(value, int) else "number"
 
 
 def _swept(request: Request) -> list[str]:

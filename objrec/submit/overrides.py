@@ -28,6 +28,7 @@ PARAMETERS = {
 }
 # What steers submission, or lies on this machine, and means nothing to a step in the cloud.
 HERE_ONLY = ("azure", "sweep", "hydra", "runs_dir", "cache_dir", "registry_dir", "serve", "deploy.target", *CONTROL)
+BUT = ("azure.endpoint", "azure.model_name", "azure.retries", "azure.timeout")  # which deploy reads there
 GLOBAL_GROUPS = ("experiment", "debug")  # a file there may set any key
 REFERENCES = ("vault:", "env:")
 SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password)$")
@@ -61,7 +62,7 @@ def share_out(
     """
     ports = port_keys(steps)
     _refuse(config, overrides, ports)
-    passed = [o for o in overrides if not _related(key_of(o), HERE_ONLY) and key_of(o) not in ports]
+    passed = [o for o in overrides if _travels(key_of(o)) and key_of(o) not in ports]
     given = {k: "elsewhere" for k in sorted(ports) if "." in k and lookup(config, k) is not None}
     return {s.name: _for_step(s, overrides, passed, list(additions.get(s.name, ())), given) for s in steps}
 
@@ -96,7 +97,7 @@ def _read_by(step: Step, config: Config, without: set[str]) -> dict[str, Any]:
     return {
         k: v
         for k, v in flat(dump(config, keyed_only=True))
-        if _covered(k, step.reads) and not _related(k, without) and not _related(k, HERE_ONLY)
+        if _covered(k, step.reads) and not _related(k, without) and _travels(k)
     }
 
 
@@ -134,6 +135,10 @@ def flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}.{name}" if prefix else str(name))
     else:
         yield prefix, data
+
+
+def _travels(key: str) -> bool:
+    return not _related(key, HERE_ONLY) or _related(key, BUT)
 
 
 def _covered(key: str, keys: Sequence[str] | set[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ MEMORY = "azure.json"  # under the cache: the definitions of the last job that w
 def fingerprints(job: Mapping[str, Any], code: str) -> dict[str, str]:
     """Return for each step a hash of all that the platform compares: definition, code, values, and what feeds it."""
     found: dict[str, str] = {}
-    values = {f"parent.inputs.{n}": v["default"] for n, v in job["inputs"].items()}
+    values = {f"parent.inputs.{n}": v for n, v in job["inputs"].items()}
     for name, node in job["jobs"].items():
         component = node.get("component") or node["trial"]
         said = {k: v for k, v in component.items() if k != "code"}
@@ -59,7 +60,7 @@ def describe(job: Mapping[str, Any], config: Config, *, reused: Mapping[str, str
     for name, node in job["jobs"].items():
         component = node.get("component") or node["trial"]
         cluster = _cluster(node, config)
-        nodes = node.get("resources", {}).get("instance_count", 1)
+        nodes = _nodes(node)
         where = f"{cluster.cluster} ({nodes} x {cluster.size}, {cluster.tier.replace('_', ' ')})"
         limit = node.get("limits", {}).get("timeout")
         lines += [f"{name}  on {where}, {f'at most {_hours(limit)}' if limit else 'no time limit'}", f"    {reused[name]}"]
@@ -68,7 +69,7 @@ def describe(job: Mapping[str, Any], config: Config, *, reused: Mapping[str, str
             lines += [f"    varies {k}: {_space(v)}" for k, v in node["search_space"].items()]
             lines.append(f"    {node['limits']['max_total_trials']} trials at most, {node['sampling_algorithm']}")
         lines += [f"    $ {component['command']}", ""]
-    values = ", ".join(f"{n}={v['default']}" for n, v in job["inputs"].items())
+    values = ", ".join(f"{n}={v}" for n, v in job["inputs"].items())
     lines += [f"inputs      {values or 'none'} (fields of the job in the studio)"]
     lines += [f"environment {next(iter(_components(job)))['environment'].removeprefix('azureml:')}"]
     lines += [f"code        {len(files)} files, {size / 1000:.0f} kB"]
@@ -86,7 +87,7 @@ def bound(job: Mapping[str, Any], config: Config) -> str:
             unlimited.append(name)
             continue
         cluster = _cluster(node, config)
-        nodes = node.get("resources", {}).get("instance_count", 1)
+        nodes = _nodes(node)
         nodes *= min(node.get("limits", {}).get("max_concurrent_trials", 1), max(1, cluster.max_nodes // nodes))
         hours[cluster.size] = hours.get(cluster.size, 0) + nodes * limit / 3600
     said = " + ".join(f"{h:g} node-hours of {size}" for size, h in hours.items())
@@ -104,6 +105,10 @@ def _cluster(node: Mapping[str, Any], config: Config) -> Any:
     return config.azure.gpu if name == config.azure.gpu.cluster else config.azure.cpu
 
 
+def _nodes(node: Mapping[str, Any]) -> int:
+    return int((node.get("resources") or node["trial"]["resources"])["instance_count"])
+
+
 def _is_data(value: Any) -> bool:
     return not (isinstance(value, str) and "parent.inputs." in value)
 
@@ -117,7 +122,10 @@ def _told(value: Any) -> str:
 def _space(space: Mapping[str, Any]) -> str:
     if space["type"] == "choice":
         return ", ".join(map(str, space["values"]))
-    return f"{space['type']} {space['min_value']:.4g} to {space['max_value']:.4g}"
+    low, high = space["min_value"], space["max_value"]
+    if space["type"] == "loguniform":  # the bounds are of the exponent
+        return f"{math.exp(low):.4g} to {math.exp(high):.4g}, evenly on a logarithmic scale"
+    return f"{low:.4g} to {high:.4g}, evenly"
 
 
 def _hours(seconds: float) -> str:

@@ -139,7 +139,8 @@ def sweep_node(node: dict[str, Any], space: Space, config: Config) -> dict[str, 
             **{k: v for k, v in trial["inputs"].items() if k not in names},
             **{d.input: {"type": d.type} for d in space.dimensions},
         },
-        "command": " ".join([*words, *(f"{d.key}=${{{{search_space.{d.input}}}}}" for d in space.dimensions)]),
+        "resources": node["resources"],
+        "command": " ".join([*words, *(f"{d.key}=${{{{inputs.{d.input}}}}}" for d in space.dimensions)]),
     }
     sweep = config.sweep
     limits = {
