@@ -139,7 +139,7 @@ def _remote(options: argparse.Namespace) -> Callable[[bytes], tuple[Ranked, str]
     url = url if url.endswith("/score") else f"{url}/score"
     headers = {"Content-Type": "application/octet-stream"}
     if options.key:
-        headers["X-API-Key"] = options.key
+        headers["Authorization"] = f"Bearer {options.key}"  # as Azure wants it; ours takes it too
 
     def classify(data: bytes) -> tuple[Ranked, str]:
         request = urllib.request.Request(f"{url}?top_k={options.top_k}", data=data, headers=headers, method="POST")

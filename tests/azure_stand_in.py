@@ -404,7 +404,13 @@ def datastore(s: StandIn, name: str) -> dict[str, Any]:
 def token_for(resource: str) -> dict[str, Any]:
     """Return a well-formed, unsigned token: the SDK reads tenant, audience and expiry from it."""
     now = int(time.time())
-    claims = {"aud": resource, "iss": f"https://sts.windows.net/{TENANT}/", "tid": TENANT, "oid": "o", "exp": now + 3600}
+    claims = {
+        "aud": resource,
+        "iss": f"https://sts.windows.net/{TENANT}/",
+        "tid": TENANT,
+        "oid": "o",
+        "exp": now + 3600,
+    }
 
     def part(data: dict[str, Any]) -> str:
         return base64.urlsafe_b64encode(json.dumps(data).encode()).rstrip(b"=").decode()

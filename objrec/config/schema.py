@@ -203,6 +203,7 @@ class AzureEndpoint(Section):
     max_concurrent_requests: Annotated[Int, Field(ge=1)]
     max_queue_wait_ms: Annotated[Int, Field(ge=1)]
     smoke_images: Annotated[Int, Field(ge=1)]
+    keep_previous: bool
 
     @field_validator("traffic")
     @classmethod

@@ -40,6 +40,11 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
         test_data_fingerprint=accuracy.test_data_fingerprint,
         num_images=accuracy.num_images,
     )
+    if config.deploy.target == "azure":
+        from objrec.cloud.deployment import deploy
+
+        write_atomically(outputs["endpoint_file"], json.dumps(deploy(config, record, inputs), indent=2) + "\n")
+        return
     registry = FolderRegistry(Path(config.registry_dir).resolve())
     trial = _Trial(registry, inputs["model_dir"], inputs["test_dir"], config.images.max_pixels)
     decision = decide(
@@ -155,3 +160,9 @@ class _Trial:
 
     def p_value(self, candidate: Record, current: Record) -> float:
         return mcnemar(self.right(self._model_dir), self.right(self._registry.model_dir(current.sha256)))
+
+
+if __name__ == "__main__":
+    from objrec.pipeline.command import main
+
+    main(STEP)

@@ -25,7 +25,9 @@ def check_job(job: Mapping[str, Any], clusters: Mapping[str, int]) -> list[str]:
     return problems
 
 
-def _check_node(name: str, node: Mapping[str, Any], job: Mapping[str, Any], clusters: Mapping[str, int]) -> Iterator[str]:
+def _check_node(
+    name: str, node: Mapping[str, Any], job: Mapping[str, Any], clusters: Mapping[str, int]
+) -> Iterator[str]:
     component = node.get("component") or node.get("trial") or {}
     if not NODE_NAME.match(name):
         yield f"'{name}' is no name for a node: small letters, digits and _"
@@ -136,13 +138,3 @@ def _cycle(nodes: Mapping[str, Any]) -> list[str]:
 def _sources(node: Mapping[str, Any]) -> set[str]:
     texts = [v for v in node.get("inputs", {}).values() if isinstance(v, str)]
     return {m[1] for t in texts for e in TEMPLATE.findall(t) if (m := JOB_OUTPUT.match(e))}
-
-
-def check_traffic(traffic: Mapping[str, int], deployments: set[str]) -> list[str]:
-    """Return what is wrong with a traffic map; the service takes it as a whole and the SDK sends anything."""
-    problems = [f"traffic goes to '{n}', which is no deployment" for n in sorted(set(traffic) - deployments)]
-    if any(share < 0 for share in traffic.values()):
-        problems.append(f"a share below 0: {dict(traffic)}")
-    if sum(traffic.values()) not in (0, 100):
-        problems.append(f"the shares sum to {sum(traffic.values())}, not to 100: {dict(traffic)}")
-    return problems

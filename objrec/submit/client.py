@@ -52,7 +52,9 @@ def ensure_cluster(client: Any, cluster: AzureCluster) -> None:
     if found is not None:
         size = getattr(found, "size", None)
         if size and size.lower() != cluster.size.lower():
-            print(f"cluster     {cluster.cluster} is there, of size {size}; {cluster.size} was asked for", file=sys.stderr)
+            print(
+                f"cluster     {cluster.cluster} is there, of size {size}; {cluster.size} was asked for", file=sys.stderr
+            )
         return
     wanted = AmlCompute(
         name=cluster.cluster,
@@ -96,5 +98,3 @@ def follow(client: Any, name: str, config: Config) -> int:
         if state in ENDED:
             return ENDED[state]
         time.sleep(config.azure.poll_seconds)
-
-

@@ -61,7 +61,9 @@ def build_job(request: Request) -> Job:
         if request.space is not None and step.distributed:
             node = sweep_node(node, request.space, config)
         nodes[step.name] = node
-    shown = sorted({name for s in steps for name in parameters_of(s)} - set(_swept(request)), key=list(PARAMETERS).index)
+    shown = sorted(
+        {name for s in steps for name in parameters_of(s)} - set(_swept(request)), key=list(PARAMETERS).index
+    )
     return {
         "$schema": SCHEMA,
         "type": "pipeline",
@@ -245,4 +247,3 @@ def _number_type(value: Any) -> str:
 
 def _swept(request: Request) -> list[str]:
     return [d.input for d in request.space.dimensions] if request.space else []
-

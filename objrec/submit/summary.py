@@ -63,7 +63,10 @@ def describe(job: Mapping[str, Any], config: Config, *, reused: Mapping[str, str
         nodes = _nodes(node)
         where = f"{cluster.cluster} ({nodes} x {cluster.size}, {cluster.tier.replace('_', ' ')})"
         limit = node.get("limits", {}).get("timeout")
-        lines += [f"{name}  on {where}, {f'at most {_hours(limit)}' if limit else 'no time limit'}", f"    {reused[name]}"]
+        lines += [
+            f"{name}  on {where}, {f'at most {_hours(limit)}' if limit else 'no time limit'}",
+            f"    {reused[name]}",
+        ]
         lines += [f"    {name} <- {_told(value)}" for name, value in node["inputs"].items() if _is_data(value)]
         if "search_space" in node:
             lines += [f"    varies {k}: {_space(v)}" for k, v in node["search_space"].items()]

@@ -12,7 +12,7 @@ from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.submit.overrides import PARAMETERS
 
-EARLY_TERMINATION = {
+EARLY_TERMINATION: dict[str, dict[str, Any]] = {
     "median": {"type": "median_stopping"},
     "bandit": {"type": "bandit", "slack_factor": 0.1},
     "truncation": {"type": "truncation_selection", "truncation_percentage": 20},
@@ -47,7 +47,8 @@ def split_swept(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
-    plain, swept = [], []
+    plain: list[str] = []
+    swept: list[str] = []
     for text in overrides:
         try:
             several = not text.startswith("--") and parser.parse_override(text).is_sweep_override()
@@ -82,9 +83,7 @@ def read_space(overrides: Sequence[str], swept: Sequence[str], config: Config) -
         except Exception as error:
             raise UserError(f"{key}={text}: cannot be read ({str(error).splitlines()[0]})") from None
         names = {v: k for k, v in PARAMETERS.items()}
-        dimensions.append(
-            Dimension(key=key, input=names.get(key, key.replace(".", "_")), distribution=distribution)
-        )
+        dimensions.append(Dimension(key=key, input=names.get(key, key.replace(".", "_")), distribution=distribution))
     if problems:
         raise UserError(problems)
     return Space(tuple(dimensions))
