@@ -18,6 +18,7 @@ import ssl
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +69,7 @@ class StandIn:
         self.faults: list[Fault] = []
         self.scoring: Callable[[str, bytes, str], tuple[int, Any]] | None = None  # deployment, body, content type
         self.job_states: dict[str, list[str]] = {}
+        self.default_states: list[str] = []  # what a new job goes through
         self.children: dict[str, list[dict[str, Any]]] = {}
         self.secrets: dict[str, str] = {}
         self.lock = threading.RLock()
@@ -105,6 +107,7 @@ class StandIn:
         """Forget everything but the blobs."""
         for kept in (self.resources, self.calls, self.faults, self.job_states, self.children, self.secrets):
             kept.clear()
+        self.default_states = []
         self.scoring = None
 
     def fail(self, method: str, path: str, status: int, code: str = "", message: str = "", **more: Any) -> None:
@@ -138,21 +141,41 @@ class StandIn:
         """Return the names of the resources of a kind, ``computes`` or ``onlineEndpoints/x/deployments``."""
         return [p.rsplit("/", 1)[-1] for p in self.resources if p.rsplit("/", 1)[0] == f"{W}/{kind}"]
 
-    def container_sas(self) -> str:
+    def make_container(self, name: str) -> str:
+        self.blob_service().create_container(name)
+        return name
+
+    def blob_service(self) -> Any:
+        from azure.core.credentials import AzureNamedKeyCredential
+        from azure.storage.blob import BlobServiceClient
+
+        return BlobServiceClient(self.blobs, credential=AzureNamedKeyCredential(ACCOUNT, ACCOUNT_KEY))
+
+    def download(self, address: str, folder: Path) -> None:
+        """Write the blobs under an address of this account to a folder, as the platform mounts them."""
+        container, _, prefix = urlsplit(address).path.strip("/").partition("/")
+        client = self.blob_service().get_container_client(container)
+        for blob in client.list_blobs(name_starts_with=prefix):
+            place = folder / (blob.name[len(prefix) :].strip("/") or Path(prefix).name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(client.download_blob(blob.name).readall())
+
+    def container_sas(self, container: str = CONTAINER) -> str:
         from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
         token = generate_container_sas(
             ACCOUNT,
-            CONTAINER,
+            container,
             account_key=ACCOUNT_KEY,
             permission=ContainerSasPermissions(read=True, write=True, create=True, list=True, delete=True, add=True),
             expiry=datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1),
         )
-        return f"{self.blobs}/{CONTAINER}?{token}"
+        return f"{self.blobs}/{container}?{token}"
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: without it each answer takes 40 ms
     stand_in: StandIn
 
     def log_message(self, *args: Any) -> None:
@@ -238,6 +261,8 @@ def route(s: StandIn, call: Call) -> tuple[int, Any]:
     """Answer a call as the control plane would: (status, body), or (status, (code, message)) for an error."""
     if call.path.startswith("/metadata/endpoints"):
         return 200, [metadata(s)]
+    if call.path.startswith("/discovery"):
+        return 200, {"api": s.url, "history": s.url}
     if match := re.match(r"/secrets/([\w-]+)", call.path):
         return _secret(s, match[1])
     if call.path == W:
@@ -273,8 +298,9 @@ def _get(s: StandIn, name: str, call: Call) -> tuple[int, Any]:
     found = s.get(name)
     if len(name.split("/")) % 2:  # a collection
         items = [r for p, r in s.resources.items() if p.rsplit("/", 1)[0] == f"{W}/{name}"]
-        if wanted := call.query.get("hash"):
-            items = [r for r in items if r["properties"].get("properties", {}).get("hash_sha256") == wanted[0]]
+        if wanted := call.query.get("hash"):  # the same content under whatever name
+            codes = [r for p, r in s.resources.items() if p.startswith(f"{W}/codes/")]
+            items = [r for r in codes if r["properties"].get("properties", {}).get("hash_sha256") == wanted[0]]
         if order := call.query.get("$orderBy") or call.query.get("orderBy"):
             items.sort(key=lambda r: r["systemData"]["createdAt"], reverse="desc" in order[0])
         if tops := call.query.get("$top"):
@@ -298,6 +324,7 @@ def _put(s: StandIn, name: str, call: Call) -> tuple[int, Any]:
     more = {k: v for k, v in call.body.items() if k != "properties"}
     kind = name.split("/")[0]
     if kind == "jobs":
+        s.job_states[name[5:]] = list(s.default_states)
         properties |= {"status": "Preparing", "services": {"Studio": {"endpoint": f"{s.url}/runs/{name[5:]}"}}}
     if kind == "computes":
         properties["provisioningState"] = "Succeeded"
@@ -319,11 +346,12 @@ def _put(s: StandIn, name: str, call: Call) -> tuple[int, Any]:
 
 def _act(s: StandIn, name: str, call: Call) -> tuple[int, Any]:
     if name.endswith("/startPendingUpload"):
+        container = s.make_container(f"upload-{uuid.uuid4()}")  # a place of its own for each upload
         return 200, {
             "blobReferenceForConsumption": {
-                "blobUri": f"{s.blobs}/{CONTAINER}",
+                "blobUri": f"{s.blobs}/{container}",
                 "storageAccountArmId": "",
-                "credential": {"credentialType": "SAS", "sasUri": s.container_sas()},
+                "credential": {"credentialType": "SAS", "sasUri": s.container_sas(container)},
             },
             "pendingUploadType": "TemporaryBlobReference",
         }
@@ -377,6 +405,7 @@ def workspace(s: StandIn) -> dict[str, Any]:
             "workspaceId": "12345678-aaaa-bbbb-cccc-1234567890ab",
             "friendlyName": WORKSPACE,
             "discoveryUrl": f"{s.url}/discovery",
+            "mlFlowTrackingUri": f"azureml://{s.url.removeprefix('https://')}/mlflow/v1.0{W}",
             "provisioningState": "Succeeded",
             "storageAccount": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.Storage"
             f"/storageAccounts/{ACCOUNT}",

@@ -125,7 +125,7 @@ class Endpoint:
         return [f"its log ends: {line}" for line in str(log).strip().splitlines()[-5:]]
 
     def smoke(self, deployment: str, pictures: Sequence[SmokePicture]) -> None:
-        """Ask one deployment, whatever its traffic. Raises UserError unless it answers each picture as the model did."""
+        """Ask one deployment, whatever its traffic. Raises UserError unless it answers as the model did."""
         url = self.url
         assert url is not None
         for picture in pictures:

@@ -20,7 +20,7 @@ def context_version(folder: Path) -> str:
 
 
 def ensure_environment(client: Any, name: str, context: Path) -> str:
-    """Register a build context under the version that its content gives it, unless it is there; returns ``name:version``.
+    """Register a build context under the version that its content gives it; returns ``name:version``.
 
     Raises:
         UserError: what the service has against it.

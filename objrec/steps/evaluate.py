@@ -73,3 +73,9 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
     draw_confusion_matrix(matrix, card.class_names).save(report / "confusion_matrix.png", optimize=True)
     (report / "report.html").write_text(render(metrics, classes, report / "confusion_matrix.png"), encoding="utf-8")
     write_json(outputs["accuracy_file"], {key: metrics[key] for key in ACCURACY_KEYS})
+
+
+if __name__ == "__main__":
+    from objrec.pipeline.command import main
+
+    main(STEP)

@@ -111,3 +111,9 @@ def _report(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], wante
             print(
                 f"ingest: {name}: {count['kept']} of {wanted} asked for, the source has no more{also}", file=sys.stderr
             )
+
+
+if __name__ == "__main__":
+    from objrec.pipeline.command import main
+
+    main(STEP)

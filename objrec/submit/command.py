@@ -17,7 +17,7 @@ from objrec.config.schema import Config
 from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.jobs import Job, Request, build_job
-from objrec.submit.snapshot import content_version, snapshot_files
+from objrec.submit.snapshot import snapshot_files, stage
 from objrec.submit.sweep import read_space, split_swept
 
 SHORT = ("dry_run", "wait", "cleanup")  # may be given without ``azure.``
@@ -35,7 +35,8 @@ examples:
   python azureml/submit.py sweep=random                        a sweep job, from the file that -m uses here
   python azureml/submit.py cleanup=true                        list what was made, delete it when confirmed
 
-Settings of the cloud and their defaults: configs/azure/default.yaml; the way from an empty subscription: docs/azure.md"""
+Settings of the cloud and their defaults: configs/azure/default.yaml
+The way from an empty subscription: docs/azure.md"""
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -47,9 +48,10 @@ def run(overrides: Sequence[str]) -> int:
         from objrec.submit.cleanup import clean_up
 
         return clean_up(config)
-    job = prepare(plain, swept, config)
     files = snapshot_files(ROOT)
-    code = content_version(files, ROOT)
+    snapshot = stage(files, ROOT, Path(config.cache_dir).resolve() / "azure")
+    code = snapshot.name
+    job = prepare(plain, swept, config, snapshot)
     marks = {**summary.fingerprints(job, code), "code": code}
     memory = Path(config.cache_dir) / summary.MEMORY
     place = write(job, new_folder(config) / "job.yaml")
@@ -65,12 +67,14 @@ def run(overrides: Sequence[str]) -> int:
     return status
 
 
-def prepare(plain: Sequence[str], swept: Sequence[str], config: Config) -> Job:
+def prepare(plain: Sequence[str], swept: Sequence[str], config: Config, code: Path) -> Job:
     """Return the checked definition of the job. Raises UserError with everything that stands against it."""
     from objrec.steps import load_steps
 
     space = read_space(plain, swept, config)
-    request = Request(steps=load_steps(), config=config, overrides=plain, space=space, git_commit=_git_commit())
+    request = Request(
+        steps=load_steps(), config=config, overrides=plain, code=code, space=space, git_commit=_git_commit()
+    )
     job = build_job(request)
     clusters = {c.cluster: c.max_nodes for c in (config.azure.cpu, config.azure.gpu)}
     if problems := check_job(job, clusters):

@@ -33,18 +33,20 @@ class Request:
     Attributes:
         config: the whole configuration; ``overrides`` as the user typed them, without swept values.
         space: what a sweep varies; None for a plain job.
+        code: the folder that is uploaded and in which the command lines run.
         git_commit: shown as a tag.
     """
 
     steps: Sequence[Step]
     config: Config
     overrides: Sequence[str]
+    code: Path
     space: Space | None = None
     git_commit: str | None = None
 
 
 def build_job(request: Request) -> Job:
-    """Return the job's definition. Local paths in it are absolute; ``code`` is the root of the checkout.
+    """Return the job's definition. Local paths in it are absolute.
 
     Raises:
         UserError: for a configuration that cannot run in the cloud, with everything that stands against it.
@@ -57,7 +59,7 @@ def build_job(request: Request) -> Job:
     origins = {p.name: s.name for s in steps for p in s.outputs}
     nodes = {}
     for step in steps:
-        node = _command_node(step, config, passed[step.name], origins)
+        node = _command_node(step, config, passed[step.name], origins, request.code)
         if request.space is not None and step.distributed:
             node = sweep_node(node, request.space, config)
         nodes[step.name] = node
@@ -163,7 +165,7 @@ def _known(config: Config, key: str) -> bool:
     return True
 
 
-def _command_node(step: Step, config: Config, overrides: Sequence[str], origins: dict[str, str]) -> Job:
+def _command_node(step: Step, config: Config, overrides: Sequence[str], origins: dict[str, str], code: Path) -> Job:
     inputs = {p.name: source for p in step.inputs if (source := _input(p, config, origins)) is not None}
     missing = [p.name for p in step.inputs if p.name not in inputs and not p.optional]
     if missing:
@@ -192,7 +194,7 @@ def _command_node(step: Step, config: Config, overrides: Sequence[str], origins:
                 **{name: {"type": _number_type(lookup(config, key))} for name, key in numbers.items()},
             },
             "outputs": {p.name: {"type": f"uri_{p.kind}"} for p in step.outputs},
-            "code": str(ROOT),
+            "code": str(code),
             "environment": f"azureml:{config.azure.environment}:{environment_version()}",
             "command": " ".join(["python", "-m", step.module, *words]),
         },

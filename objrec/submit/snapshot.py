@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,3 +38,24 @@ def content_version(files: Iterable[Path], root: Path) -> str:
     for path in files:
         total.update(f"{path.relative_to(root).as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:12]
+
+
+def stage(files: Iterable[Path], root: Path, folder: Path) -> Path:
+    """Copy a snapshot to a folder of its own below ``folder`` and return it; the one before is removed.
+
+    The SDK looks at every file of the folder that it uploads, ignored or not, for each step: at a checkout with an
+    environment and a cache for seconds, at the copy for milliseconds.
+    """
+    files = list(files)
+    place = folder / content_version(files, root)
+    if place.is_dir() and content_version(snapshot_files(place), place) == place.name:
+        return place
+    beside = folder / f".{place.name}.{os.getpid()}"
+    for path in files:
+        target = beside / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    for old in folder.iterdir():
+        if old != beside:
+            shutil.rmtree(old, ignore_errors=True)
+    return beside.rename(place)
