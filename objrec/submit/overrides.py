@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from objrec.config.compose import PATH_KEYS
@@ -75,7 +76,7 @@ def _for_step(
     free = [o for o in passed if key_of(o) not in bound]
     near = [o for o in free if _related(key_of(o), step.reads) or key_of(o) in GLOBAL_GROUPS]
     here = [f"{k}={v}" for k, v in given.items()]  # another step's input: some rules ask that it has a value
-    expected = load_config([*overrides, *added])
+    expected = _composed((*overrides, *added))
     for chosen in (near, [*near, *here], free, [*free, *here]):
         if _same(step, expected, [*chosen, *added]):
             return [*chosen, *added]
@@ -87,10 +88,16 @@ def _same(step: Step, expected: Config, overrides: Sequence[str]) -> bool:
     own = {p.config for p in step.inputs if p.config is not None}
     inputs = [f"{key}=bound" for key in sorted(own) if lookup(expected, key) is not None]
     try:
-        seen = load_config([*overrides, *values, *inputs])
+        seen = _composed((*overrides, *values, *inputs))
     except UserError:
         return False
     return _read_by(step, seen, own) == _read_by(step, expected, own)
+
+
+@lru_cache(maxsize=64)
+def _composed(overrides: tuple[str, ...]) -> Config:
+    """Compose once what several steps ask for: a composition takes a tenth of a second."""
+    return load_config(overrides)
 
 
 def _read_by(step: Step, config: Config, without: set[str]) -> dict[str, Any]:
