@@ -15,7 +15,7 @@ from objrec.cloud.deployment import endpoint_name
 from objrec.cloud.workspace import connect, explained
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
-from objrec.submit.client import ENDED
+from objrec.submit.client import ENDED, state_of
 from objrec.submit.jobs import CREATED_BY
 
 
@@ -61,8 +61,8 @@ def found(client: Any, config: Config) -> Iterator[Item]:
         if endpoint.name == name and _ours(endpoint):
             yield Item(f"endpoint {name} and its deployments", "delete", lambda: _wait(client.online_endpoints, name))
     for job in client.jobs.list():
-        if job is not None and _ours(job) and job.status not in ENDED:
-            yield Item(f"job {job.name} ({job.status})", "cancel", _bind(_cancel, client, job.name))
+        if job is not None and _ours(job) and state_of(job) not in ENDED:
+            yield Item(f"job {job.name} ({state_of(job)})", "cancel", _bind(_cancel, client, job.name))
     for cluster in (config.azure.cpu.cluster, config.azure.gpu.cluster):
         for compute in client.compute.list():
             if compute.name == cluster and _ours(compute):

@@ -71,6 +71,11 @@ def ensure_cluster(client: Any, cluster: AzureCluster) -> None:
     print(f"cluster     {cluster.cluster} created: 0 to {cluster.max_nodes} nodes of {cluster.size}", flush=True)
 
 
+def state_of(job: Any) -> str:
+    """Return a job's status as the service spells it; the SDK gives text or an enumeration."""
+    return str(getattr(job.status, "value", job.status))
+
+
 def follow(client: Any, name: str, config: Config) -> int:
     """Print each change of a step's state until the job has ended. Returns its exit status.
 
@@ -82,8 +87,9 @@ def follow(client: Any, name: str, config: Config) -> int:
     while True:
         try:
             with explained(f"look at the job {name}"):
-                state = str(client.jobs.get(name).status)
-                steps = [(str(c.display_name or c.name), str(c.status)) for c in client.jobs.list(parent_job_name=name)]
+                state = state_of(client.jobs.get(name))
+                children = client.jobs.list(parent_job_name=name)
+                steps = [(str(c.display_name or c.name), state_of(c)) for c in children if c is not None]
             failures = 0
         except UserError as error:
             failures += 1
