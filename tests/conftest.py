@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from azure_kit import azure, azure_world  # noqa: F401  (fixtures)
 
+ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights never come from a hub in a test
+# processes that a test starts in another folder find this checkout
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def shared_file(name: str) -> Path:

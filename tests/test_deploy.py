@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_kit import make_accuracy, make_model, make_pictures
+from serving_kit import FAST, make_accuracy, make_model, make_pictures
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
@@ -31,7 +31,7 @@ def place(workdir: Path) -> Iterator[Path]:
 
 def deploy(place: Path, model_dir: Path, accuracy: Any, *overrides: str, test_data: str = "test-1") -> dict[str, Any]:
     accuracy_file = make_accuracy(place / "accuracy.json", model_dir, accuracy, test_data=test_data)
-    config = load_config([f"registry_dir={place / 'registry'}", *overrides])
+    config = load_config([f"registry_dir={place / 'registry'}", *FAST, *overrides])
     inputs = {"model_dir": model_dir, "accuracy_file": accuracy_file, "test_dir": place / "test"}
     STEP.run(restrict(config, STEP), inputs, {"endpoint_file": place / "endpoint.json"})
     content: dict[str, Any] = json.loads((place / "endpoint.json").read_text())

@@ -143,6 +143,16 @@ class Compute(Section):
 
 class Evaluate(Section):
     batch_size: Annotated[Int, Field(ge=1), UNKEYED]
+    compare: Path
+    unknown_dir: Path
+    slices: bool
+    robustness: bool
+
+
+class Export(Section):
+    formats: list[Literal["onnx", "openvino", "torch_export"]]
+    int8: bool
+    calibration: Annotated[Int, Field(ge=1)]
 
 
 class Deploy(Section):
@@ -160,12 +170,15 @@ class Serve(Section):
     port: Annotated[Int, Field(ge=0, le=65535)]
     key: Annotated[str | None, SECRET]
     runtime: Literal["auto", "onnxruntime", "openvino", "torch"]
-    precision: Literal["fp32", "bf16", "int8"]
+    precision: Literal["auto", "fp32", "bf16", "int8"]
     max_accuracy_drop: Share
     workers: Annotated[Int, Field(ge=1)] | None
     queue: Annotated[Int, Field(ge=0)]
     timeout: Annotated[Float, Field(gt=0)]
+    max_batch: Annotated[Int, Field(ge=1)]
+    grace: Annotated[Float, Field(ge=0)]
     drain: Annotated[Float, Field(ge=0)]
+    cors: list[str]
     max_bytes: Annotated[Int, Field(ge=1)]
     top_k: Annotated[Int, Field(ge=1)]
 
@@ -283,6 +296,7 @@ class Config(Section):
     train: Train
     datamodule: DataModule
     evaluate: Evaluate
+    export: Export
     deploy: Deploy
     serve: Serve
     azure: Annotated[Azure, UNKEYED]
@@ -301,6 +315,7 @@ class Config(Section):
     accuracy_file: Path
     report_dir: Path
     endpoint_file: Path
+    export_dir: Path
 
     @field_validator("force", mode="before")
     @classmethod

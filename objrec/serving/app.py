@@ -6,22 +6,38 @@ import asyncio
 import contextlib
 import hmac
 import importlib.resources
+import json
+import logging
+import os
+import signal
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
 
 import objrec
 from objrec.config.errors import UserError
-from objrec.serving import handler
+from objrec.serving import handler, service
 from objrec.serving.handler import Answer, RequestError
-from objrec.serving.live import LiveModels, Loaded, cores
+from objrec.serving.live import LiveModels, Loaded
+from objrec.serving.metrics import Metrics
+from objrec.serving.middleware import Observed
+from objrec.serving.runtimes import cores
 from objrec.serving.scheduler import Scheduler
 from objrec.serving.settings import Settings
 
+logger = logging.getLogger("objrec.serving")
 FOLLOW_SECONDS = 1.0  # how often the alias is looked at; commands also say at once when they moved it
+POLICY = (
+    "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class Prediction(BaseModel):
@@ -30,6 +46,8 @@ class Prediction(BaseModel):
 
 
 class Score(BaseModel):
+    """The best label, and the best few with their probabilities."""
+
     model_config = ConfigDict(protected_namespaces=())
 
     label: str
@@ -39,6 +57,8 @@ class Score(BaseModel):
 
 
 class Problem(BaseModel):
+    """Why there is no answer: ``error`` in a word, ``reason`` for people."""
+
     error: str
     reason: str
     request_id: str | None = None
@@ -53,28 +73,34 @@ class Version(BaseModel):
     input_size: int | None
     runtime: str | None
     precision: str | None
+    problem: str | None
     objrec: str
     instance: str
+    key_required: bool
 
 
 class State:
-    """What the routes share: settings, models, threads."""
+    """What the routes share: settings, models, threads, metrics."""
 
     def __init__(self, settings: Settings, *, instance: str = "", token: str = "") -> None:
-        self.settings = settings
-        self.instance = instance
-        self.token = token
-        self.models = LiveModels(settings)
-        workers = settings.workers or cores()
-        self.scheduler = Scheduler(workers=workers, queue=settings.queue, timeout=settings.timeout)
+        self.settings, self.instance, self.token = settings, instance, token
         self.draining = False
+        self.metrics = Metrics(lambda: self.scheduler.pending)
+        self.models = LiveModels(settings, self.metrics)
+        workers = settings.workers or (settings.max_batch if self.models.may_batch else cores())
+        self.scheduler = Scheduler(workers=workers, waiting=settings.queue, timeout=settings.timeout)
 
-    def ready(self) -> Loaded:
+    def is_lost(self) -> bool:
+        """Whether this is a background service whose registry is gone, or names another."""
+        if not self.instance:
+            return False
+        named = service.read_state(Path(self.settings.registry_dir))
+        return named is None or named.instance != self.instance
+
+    def serving(self) -> Loaded:
         """Return the model that serves. Raises RequestError 503."""
-        if self.draining:
-            raise RequestError(503, "draining", "this endpoint is shutting down", retry_after=1)
         if self.models.current is None:
-            raise RequestError(503, "not_ready", self.models.problem or "the model is being loaded", retry_after=1)
+            raise RequestError(503, "not_ready", self.models.problem or service.LOADING, retry_after=1)
         return self.models.current
 
 
@@ -87,8 +113,12 @@ BODY = {
                     "type": "object",
                     "required": ["data"],
                     "properties": {
-                        "data": {"type": "string", "contentEncoding": "base64"},
-                        "top_k": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+                        "data": {
+                            "type": "string",
+                            "contentEncoding": "base64",
+                            "description": "the picture, as base64",
+                        },
+                        "top_k": {"type": "integer", "minimum": 1, "maximum": handler.MAX_TOP_K},
                     },
                 }
             },
@@ -97,7 +127,7 @@ BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, "top_k": {"type": "integer"}},
+                    "properties": {"file": {"type": "string", "format": "binary"}},
                 }
             },
         },
@@ -106,15 +136,17 @@ BODY = {
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
+        400: "not HTTP as it should be",
         401: "a key is required",
         408: "the body did not arrive in time",
         413: "too many bytes or pixels",
         415: "not a picture, or not in a format that is read",
         422: "damaged or incomplete",
         429: "the queue is full",
-        503: "not ready, shutting down, or out of time",
+        503: "not ready, or out of time",
     }.items()
 }
+TopK = Annotated[int | None, Query(ge=1, le=handler.MAX_TOP_K, description="how many labels to answer with")]
 
 
 def create_app(state: State) -> FastAPI:
@@ -122,19 +154,30 @@ def create_app(state: State) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        follower = asyncio.create_task(_follow(state.models))
+        follower = asyncio.create_task(_follow(state))
         yield
         follower.cancel()
         state.scheduler.close()
 
-    app = FastAPI(title="objrec", version=objrec.__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="objrec",
+        version=objrec.__version__,
+        description="What is on this picture? Send it to /score.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    _add_error_handlers(app)
+    if state.settings.cors:
+        from starlette.middleware.cors import CORSMiddleware
 
-    @app.exception_handler(RequestError)
-    async def problem(_: Request, error: RequestError) -> Response:
-        return _response(Answer.of_error(error))
+        app.add_middleware(
+            CORSMiddleware, allow_origins=state.settings.cors, allow_methods=["POST"], allow_headers=["*"]
+        )
+    app.add_middleware(Observed, state=state)
+    html = importlib.resources.files("objrec.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.post("/score", response_model=Score, responses=PROBLEMS, openapi_extra=BODY, summary="Classify a picture")
-    async def score(request: Request, top_k: Annotated[int | None, Query(ge=1, le=1_000_000)] = None) -> Response:
+    async def score(request: Request, top_k: TopK = None) -> Response:
         return _response(await _score(state, request, top_k))
 
     @app.get("/livez", summary="Is the process alive?")
@@ -143,15 +186,22 @@ def create_app(state: State) -> FastAPI:
 
     @app.get("/readyz", summary="Is a model loaded and warm?", responses={503: PROBLEMS[503]})
     async def readyz() -> dict[str, str]:
-        return {"status": "ready", "model_version": state.ready().version}
+        if state.draining:
+            raise RequestError(503, "draining", "this endpoint is shutting down", retry_after=1)
+        return {"status": "ready", "model_version": state.serving().version}
 
     @app.get("/version", summary="What is served?")
     async def version() -> Version:
         return _version(state)
 
-    @app.get("/", response_class=HTMLResponse, summary="A page to try it", include_in_schema=False)
-    async def page() -> str:
-        return importlib.resources.files("objrec.serving").joinpath("page.html").read_text(encoding="utf-8")
+    @app.get("/metrics", summary="For Prometheus", response_class=Response, responses={401: PROBLEMS[401]})
+    async def metrics(request: Request) -> Response:
+        _check_key(state, request)
+        return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"})
 
     @app.post("/control/{action}", include_in_schema=False)
     async def control(request: Request, action: str, sha256: str = "") -> Response:
@@ -160,29 +210,74 @@ def create_app(state: State) -> FastAPI:
     return app
 
 
-async def _follow(models: LiveModels) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
+    """Give every failure the same shape."""
+
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        request.state.fields["error"] = error.code
+        return _response(Answer.of_error(error, request_id=request.state.request_id))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"
+        return await refused(request, RequestError(422, "invalid", reason))
+
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        answer = Answer.of_error(
+            RequestError(error.status_code, "http", str(error.detail)), request_id=request.state.request_id
+        )
+        return _response(Answer(answer.status, answer.body, dict(error.headers or {})))
+
+
+async def _follow(state: State) -> None:
+    """Keep up with the alias, and leave when no command could find this service any more."""
+    lost = 0
     while True:
-        if models.current is None or models.changed():
+        if state.models.current is None or state.models.changed():
             with contextlib.suppress(UserError):
-                await asyncio.to_thread(models.follow)
+                await asyncio.to_thread(state.models.follow)
         await asyncio.sleep(FOLLOW_SECONDS)
+        lost = lost + 1 if state.is_lost() else 0
+        if lost == 3:  # once could be a file that is being replaced
+            logger.error("leaving: the state file no longer names this service")
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _score(state: State, request: Request, top_k: int | None) -> Answer:
-    settings = state.settings
-    if settings.key is not None and not _has_key(request, settings.key):
-        raise RequestError(401, "key", "this endpoint needs its key in the header X-API-Key")
-    loaded = state.ready()
-    body = await _read_body(request, settings)
+    _check_key(state, request)
+    settings, loaded, metrics = state.settings, state.serving(), state.metrics
     kind = request.headers.get("content-type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestError(415, "content_encoding", "send the picture as it is, without a content encoding")
+    body = await _read_body(request, settings)
+    arrived = time.perf_counter()
 
-    def work() -> Answer:
-        upload = handler.read(body, kind)
-        if upload.url is not None:
-            raise RequestError(422, "no_urls", "this endpoint does not fetch pictures: send the picture itself")
-        return handler.predict(upload.data, loaded.predictor, top_k=top_k or upload.top_k or settings.top_k)
+    def work() -> tuple[Answer, float]:
+        began = time.perf_counter()
+        upload = handler.read(body, kind, max_bytes=settings.max_bytes)
+        pixels = handler.decode(upload, loaded.predictor)
+        decoded = time.perf_counter()
+        probabilities = loaded.predictor.probabilities(pixels[None])[0]
+        done = time.perf_counter()
+        answer = handler.answer(probabilities, loaded.predictor, top_k=top_k or upload.top_k or settings.top_k)
+        for stage, seconds in (("wait", began - arrived), ("decode", decoded - began), ("model", done - decoded)):
+            metrics.stages.labels(stage).observe(seconds)
+        return answer, done - began
 
-    return await state.scheduler.run(work)
+    answer, seconds = await state.scheduler.run(work)
+    label, probability = answer.body["label"], answer.body["probability"]
+    metrics.predictions.labels(label).observe(probability)
+    request.state.fields.update(
+        bytes=len(body),
+        label=label,
+        probability=round(probability, 4),
+        model=loaded.version[:12],
+        work_ms=round(1000 * seconds, 2),
+    )
+    return answer
 
 
 async def _read_body(request: Request, settings: Settings) -> bytes:
@@ -203,26 +298,36 @@ async def _read_body(request: Request, settings: Settings) -> bytes:
     return b"".join(chunks)
 
 
-def _has_key(request: Request, key: str) -> bool:
+def _check_key(state: State, request: Request) -> None:
+    key = state.settings.key
+    if key is None:
+        return
     given = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
-    return hmac.compare_digest(given.encode(), key.encode())
+    if not hmac.compare_digest(given.encode(), key.encode()):
+        raise RequestError(401, "key", "this endpoint needs its key, in the header X-API-Key")
 
 
 def _version(state: State) -> Version:
-    loaded = state.models.current
+    loaded, common = state.models.current, {
+        "problem": state.models.problem,
+        "objrec": objrec.__version__,
+        "instance": state.instance,
+        "key_required": state.settings.key is not None,
+    }  # fmt: skip
     if loaded is None:
-        empty: dict[str, Any] = dict.fromkeys(("model_version", "accuracy", "input_size", "runtime", "precision"))
-        return Version(class_names=[], objrec=objrec.__version__, instance=state.instance, **empty)
+        empty = dict.fromkeys(("model_version", "accuracy", "input_size", "runtime", "precision"))
+        return Version.model_validate({"class_names": [], **empty, **common})
     card, session = loaded.predictor.card, loaded.predictor.session
-    return Version(
-        model_version=loaded.version,
-        accuracy=loaded.record.accuracy,
-        class_names=card.class_names,
-        input_size=card.input_size,
-        runtime=session.runtime,
-        precision=session.precision,
-        objrec=objrec.__version__,
-        instance=state.instance,
+    return Version.model_validate(
+        {
+            "model_version": loaded.version,
+            "accuracy": loaded.record.accuracy,
+            "class_names": card.class_names,
+            "input_size": card.input_size,
+            "runtime": session.runtime,
+            "precision": session.precision,
+            **common,
+        }
     )
 
 
@@ -244,4 +349,4 @@ async def _control(state: State, request: Request, action: str, sha256: str) -> 
 
 
 def _response(answer: Answer) -> Response:
-    return JSONResponse(answer.body, answer.status, dict(answer.headers))
+    return Response(json.dumps(answer.body), answer.status, dict(answer.headers), "application/json")

@@ -28,14 +28,16 @@ def run(asked: dict[str, Any]) -> None:
     from pathlib import Path
 
     from objrec.config.errors import UserError
+    from objrec.serving import logs
     from objrec.serving.app import State
     from objrec.serving.server import address, bind, serve
-    from objrec.serving.service import Process, Service, write_state
+    from objrec.serving.service import Process, Service, log_file, write_state
     from objrec.serving.settings import Settings
 
     settings = Settings(**asked["settings"])
     registry_dir = Path(settings.registry_dir)
     os.chdir(registry_dir)
+    logs.set_up(log_file(registry_dir))
     try:
         try:
             listener = bind(settings.host, asked["preferred_port"] or settings.port)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from objrec.images.decode import ImageError
 if TYPE_CHECKING:
     from objrec.serving.predictor import Predictor
 
+MAX_TOP_K = 1_000_000
 STATUS_OF = {"corrupt": 422, "unsupported": 415, "too_large": 413, "too_small": 422}
 
 
@@ -48,10 +48,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What a client sent: an encoded picture, or the address of one."""
+    """What a client sent: an encoded picture, and how many labels it wants."""
 
-    data: bytes = b""
-    url: str | None = None
+    data: bytes
     top_k: int | None = None
 
 
@@ -60,28 +59,19 @@ def score(
 ) -> Answer:
     """Answer a scoring request. Never raises for what a client can do wrong."""
     try:
-        if max_bytes is not None and len(body) > max_bytes:
-            raise too_large(max_bytes)
-        upload = read(body, content_type)
-        if upload.url is not None:
-            raise RequestError(422, "no_urls", "this endpoint does not fetch pictures: send the picture itself")
-        return predict(upload.data, predictor, top_k=upload.top_k or top_k)
+        upload = read(body, content_type, max_bytes=max_bytes)
+        probabilities = predictor.probabilities(decode(upload, predictor)[None])[0]
+        return answer(probabilities, predictor, top_k=upload.top_k or top_k)
     except RequestError as error:
         return Answer.of_error(error)
 
 
-def predict(data: bytes, predictor: Predictor, *, top_k: int) -> Answer:
-    """Answer for one encoded picture. Raises RequestError when it is none."""
-    pixels = decode(data, predictor)
-    return answer(predictor.probabilities(pixels[None])[0], predictor, top_k=top_k)
-
-
-def decode(data: bytes, predictor: Predictor) -> Any:
+def decode(upload: Upload, predictor: Predictor) -> Any:
     """Return uint8 (size, size, 3). Raises RequestError."""
-    if not data:
+    if not upload.data:
         raise RequestError(422, "empty", "the request holds no picture")
     try:
-        return predictor.pixels(data)
+        return predictor.pixels(upload.data)
     except ImageError as error:
         raise RequestError(STATUS_OF[error.status], error.status, error.reason) from None
 
@@ -101,7 +91,7 @@ def answer(probabilities: Any, predictor: Predictor, *, top_k: int) -> Answer:
     )
 
 
-def read(body: bytes, content_type: str | None) -> Upload:
+def read(body: bytes, content_type: str | None, *, max_bytes: int | None = None) -> Upload:
     """Take the picture out of a request body.
 
     ``application/json`` holds base64 under ``data`` (line breaks and a ``data:`` prefix are fine),
@@ -109,8 +99,16 @@ def read(body: bytes, content_type: str | None) -> Upload:
     content type the body is looked at.
 
     Raises:
-        RequestError: 415 for another content type, 422 for a body that is not what it says.
+        RequestError: 413 for a picture of more than ``max_bytes``, 415 for another content type, 422 for a body that
+            is not what it says.
     """
+    upload = _read(body, content_type)
+    if max_bytes is not None and len(upload.data) > max_bytes:
+        raise too_large(max_bytes)
+    return upload
+
+
+def _read(body: bytes, content_type: str | None) -> Upload:
     kind, parameters = parse_content_type(content_type)
     if not kind:
         kind = "application/json" if body.lstrip()[:1] == b"{" else "application/octet-stream"
@@ -149,9 +147,7 @@ def _read_json(body: bytes) -> Upload:
     if not isinstance(content, dict):
         raise RequestError(422, "bad_json", 'the body is not a JSON object like {"data": "<base64>"}')
     top_k = check_top_k(content.get("top_k"))
-    data, url = content.get("data"), content.get("url")
-    if isinstance(url, str) and data is None:
-        return Upload(url=url, top_k=top_k)
+    data = content.get("data")
     if not isinstance(data, str):
         raise RequestError(422, "no_data", "the JSON object has no text under 'data'")
     return Upload(from_base64(data), top_k=top_k)
@@ -165,7 +161,7 @@ def check_top_k(value: Any) -> int | None:
         number = value if type(value) is int else int(value) if isinstance(value, str) else 0
     except ValueError:
         number = 0
-    if not 1 <= number <= 1_000_000:
+    if not 1 <= number <= MAX_TOP_K:
         raise RequestError(422, "top_k", f"top_k is {str(value)[:40]!r}, not a number from 1")
     return number
 
@@ -179,10 +175,10 @@ def from_base64(text: str) -> bytes:
     try:
         raw = text.encode("ascii")
         try:
-            return base64.b64decode(raw, validate=True)  # the common case at full speed
+            return binascii.a2b_base64(raw, strict_mode=True)  # the common case at full speed
         except binascii.Error:
             raw = b"".join(raw.split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
-            return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
+            return binascii.a2b_base64(raw + b"=" * (-len(raw) % 4), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
         raise RequestError(422, "bad_base64", "'data' is not base64") from None
 

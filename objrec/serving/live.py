@@ -7,15 +7,22 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from objrec.config.errors import UserError
+from objrec.models.card import ModelCard, file_sha256
 from objrec.registry.records import Record
 from objrec.registry.store import FolderRegistry
+from objrec.serving.metrics import Metrics
 from objrec.serving.predictor import Predictor
+from objrec.serving.runtimes import INT8_FILE, cores
+from objrec.serving.scheduler import Batcher
 from objrec.serving.settings import Settings
 from objrec.serving.smoke import TOLERANCE, Smoke, smoke_file
+from objrec.serving.tuning import Tuning, tuned_dir
 
 logger = logging.getLogger("objrec.serving")
 KEPT = 3  # production, previous (so that a rollback is a change of a pointer), and one on its way
@@ -41,14 +48,20 @@ class LiveModels:
     assignment when the new one is ready. A request keeps the model that it started with.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
+        self.metrics = metrics
         self.current: Loaded | None = None
         self.problem: str | None = None  # why the alias could not be followed
         self._warm: OrderedDict[str, Loaded] = OrderedDict()
         self._registry = FolderRegistry(Path(settings.registry_dir))
         self._lock = threading.Lock()
         self._seen: tuple[int, int] | None = None
+
+    @property
+    def may_batch(self) -> bool:
+        """Whether the runtime may be one that batches; then more threads than cores decode ahead."""
+        return self.settings.runtime == "torch"
 
     def changed(self) -> bool:
         """Whether the aliases were written since they were last followed; costs one stat."""
@@ -67,12 +80,19 @@ class LiveModels:
         """Serve what the production alias names. Raises UserError and goes on serving the old model when it cannot."""
         with self._lock:
             try:
-                self.current = self._wanted()
-                self.problem = None
+                wanted = self._wanted()
             except Exception as error:
                 self.problem = str(error)
+                self.metrics.swaps.labels("failed").inc()
+                logger.error("model not taken up", extra={"fields": {"reason": self.problem}})
                 raise
-            return self.current
+            before, self.current, self.problem = self.current, wanted, None
+            session = wanted.predictor.session
+            if before is None or before.predictor is not wanted.predictor:
+                self.metrics.serving(wanted.version, session.runtime, session.precision, wanted.record.accuracy)
+                change = {"model_version": wanted.version, "before": before.version if before else None}
+                logger.info("serving", extra={"fields": change})
+            return wanted
 
     def _wanted(self) -> Loaded:
         if self.settings.model_dir is not None:
@@ -108,34 +128,52 @@ class LiveModels:
         return loaded
 
     def _load(self, folder: Path, record: Record | None) -> Loaded:
-        import numpy as np
-
         started = time.perf_counter()
+        predictor = self._open(folder)
+        card = predictor.card
+        size = card.input_size
+        predictor.logits(np.zeros((1, size, size, 3), dtype=np.uint8))  # warm: the first run allocates
+        smoke = Smoke.load(smoke_file(self._registry.root, card.sha256))
+        precision = predictor.session.precision
+        if smoke is not None and (worst := smoke.difference(predictor)) > TOLERANCE[precision]:
+            raise UserError(
+                f"model {card.sha256[:12]} on {predictor.session.runtime} ({precision}) differs by {worst:.3f} in a "
+                "probability from what it answered before deployment: it is not served"
+            )
+        record = record or Record(sha256=card.sha256, training_data_fingerprint=card.training_data_fingerprint)
+        seconds = round(time.perf_counter() - started, 3)
+        logger.info("loaded", extra={"fields": {"model_version": card.sha256, "seconds": seconds}})
+        return Loaded(predictor, record)
+
+    def _open(self, folder: Path) -> Predictor:
         settings = self.settings
-        runtime = "onnxruntime" if settings.runtime == "auto" else settings.runtime
+        runtime, precision, int8 = settings.runtime, settings.precision, None
+        card = ModelCard.load(folder)
+        place = tuned_dir(self._registry.root, card.sha256)
+        found = Tuning.load(place)
+        if found is not None:
+            chosen = found.choose(runtime, precision)
+            runtime, precision = chosen.runtime, chosen.precision
+        elif precision not in ("auto", "fp32"):
+            raise UserError(
+                f"serve.precision={precision}: what model {card.sha256[:12]} loses by it was not measured on this "
+                "machine: deploy it here with this setting, or set serve.precision=fp32"
+            )
+        if precision == "int8":
+            int8 = place / INT8_FILE
+            if not int8.is_file() or file_sha256(int8) != (found and found.int8_sha256):
+                raise UserError(f"{int8} is missing or damaged: deploy the model again, or set serve.precision=fp32")
         workers = settings.workers or cores()
         predictor = Predictor.load(
             folder,
-            runtime=runtime,
-            precision=settings.precision,
+            runtime="onnxruntime" if runtime == "auto" else runtime,
+            precision="fp32" if precision == "auto" else precision,
+            int8=int8,
             threads=1 if workers > 1 else 0,
             workers=workers,
             max_pixels=settings.max_pixels,
         )
-        size = predictor.card.input_size
-        predictor.logits(np.zeros((1, size, size, 3), dtype=np.uint8))  # warm: the first run allocates
-        smoke = Smoke.load(smoke_file(self._registry.root, predictor.card.sha256))
-        if smoke is not None and (worst := smoke.difference(predictor)) > TOLERANCE[settings.precision]:
-            raise UserError(
-                f"model {predictor.card.sha256[:12]} on {runtime} ({settings.precision}) differs by {worst:.3f} in a "
-                "probability from what it answered before deployment: it is not served"
-            )
-        card = predictor.card
-        record = record or Record(sha256=card.sha256, training_data_fingerprint=card.training_data_fingerprint)
-        logger.info("loaded", extra={"fields": {"model": card.sha256, "seconds": time.perf_counter() - started}})
-        return Loaded(predictor, record)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if predictor.session.batched:
+            batcher = Batcher(predictor.session, max_batch=settings.max_batch, observe=self.metrics.batches.observe)
+            predictor = replace(predictor, session=batcher)
+        return predictor

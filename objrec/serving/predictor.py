@@ -41,6 +41,7 @@ class Predictor:
         runtime: str = "onnxruntime",
         precision: str = "fp32",
         workers: int = 1,
+        int8: Path | None = None,
         max_pixels: int = MAX_PIXELS,
         verify: bool = True,
     ) -> Self:
@@ -51,6 +52,7 @@ class Predictor:
             runtime: ``onnxruntime``, ``openvino`` or ``torch``.
             precision: of the arithmetic: ``fp32``, ``bf16`` or ``int8``.
             workers: how many threads will call at once.
+            int8: the quantised model, for ``precision="int8"``.
             max_pixels: pictures above it are refused, see ``objrec.images.decode``.
             verify: check the hashes of the files first; False only where the caller has just done so.
 
@@ -62,7 +64,9 @@ class Predictor:
         card = ModelCard.load(model_dir)
         if verify:
             card.verify(model_dir)
-        session = open_session(model_dir, card, runtime=runtime, precision=precision, threads=threads, workers=workers)
+        session = open_session(
+            model_dir, card, runtime=runtime, precision=precision, threads=threads, workers=workers, int8=int8
+        )
         return cls(card, session, max_pixels)
 
     def pixels(self, picture: bytes | Path) -> npt.NDArray[np.uint8]:

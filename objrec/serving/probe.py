@@ -16,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from objrec.config.errors import UserError
+from objrec.images.decode import ImageError
+from objrec.registry.store import write_atomically
 
 TIMEOUT = 3600.0  # seconds; a test set of a million pictures fits
 CHANCE = 1e-6  # a model that is what its accuracy file says fails the smoke test once in a million deployments
 
 
-def ask(question: str, **arguments: Any) -> dict[str, Any]:
-    """Answer ``question`` (``smoke`` or ``right``) in another process. Raises UserError with what went wrong there."""
+def ask(question: str, **arguments: Any) -> Any:
+    """Answer ``question`` (``try`` or ``right``) in another process. Raises UserError with what went wrong there."""
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "objrec.serving.probe"],
-        input=json.dumps({"question": question, **arguments}, default=str),
+        input=json.dumps({"question": question, "arguments": arguments}, default=str),
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -35,55 +37,97 @@ def ask(question: str, **arguments: Any) -> dict[str, Any]:
         check=False,
     )
     try:
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer = json.loads(done.stdout)
     except ValueError:
         last = done.stderr.strip().splitlines()[-1:] or [f"it ended with status {done.returncode}"]
         raise UserError(f"the model could not be tried: {last[0]}") from None
     if "error" in answer:
         raise UserError(answer["error"])
-    return answer
+    return answer["answer"]
 
 
-def smoke(model_dir: Path, test_dir: Path, *, accuracy: float, max_pixels: int) -> str:
-    """Try a model on pictures of the test set; return the smoke file's text.
+def try_model(
+    model_dir: Path,
+    test_dir: Path,
+    registry_dir: Path,
+    *,
+    accuracy: float,
+    runtime: str,
+    precision: str,
+    workers: int | None,
+    max_accuracy_drop: float,
+    max_pixels: int,
+) -> dict[str, Any]:
+    """Try a registered model on pictures of the test set; write its smoke file and how to run it best.
 
     Raises:
         UserError: when it answers with anything but probabilities, or so much worse than ``accuracy`` that it cannot
-            be the model that was evaluated.
+            be the model that was evaluated, or no runtime may serve it.
     """
     from objrec.serving.predictor import Predictor
-    from objrec.serving.smoke import PICTURES, Smoke, choose, labelled_pictures
+    from objrec.serving.runtimes import cores
+    from objrec.serving.smoke import PICTURES, Smoke, pictures_in_turns, smoke_file
+    from objrec.serving.tuning import tune, tuned_dir
 
     predictor = Predictor.load(model_dir, max_pixels=max_pixels, verify=False)  # the registry has just verified it
-    chosen = choose(labelled_pictures(test_dir), PICTURES)
+    names = predictor.card.class_names
+    pictures = pictures_in_turns(test_dir)
     data, answers, right = [], [], 0
-    for label, path in chosen:
+    for label, path in pictures:
         picture = path.read_bytes()
-        row = predictor.probabilities(predictor.pixels(picture)[None])[0].tolist()
-        if len(row) != len(predictor.card.class_names) or not all(math.isfinite(p) for p in row):
-            raise UserError(f"the model answered {path.name} with {len(row)} values, not a probability for each class")
-        right += predictor.card.class_names[row.index(max(row))] == label
+        try:
+            pixels = predictor.pixels(picture)
+        except ImageError:
+            continue
+        row = predictor.probabilities(pixels[None])[0].tolist()
+        if len(row) != len(names) or not all(math.isfinite(p) for p in row):
+            raise UserError(f"the model answered {path.name} with something else than a probability for each class")
+        right += names[row.index(max(row))] == label
         data.append(picture)
         answers.append(row)
-    if chance_of_at_most(right, len(chosen), accuracy) < CHANCE:
+        if len(data) == PICTURES:
+            break
+    if not data:
+        raise UserError(f"{test_dir} has no readable picture to try the model on")
+    if chance_of_at_most(right, len(data), accuracy) < CHANCE:
         raise UserError(
-            f"the model is right on {right} of {len(chosen)} smoke pictures; its accuracy file says {accuracy:.3f}: "
+            f"the model is right on {right} of {len(data)} smoke pictures; its accuracy file says {accuracy:.3f}: "
             "model_dir, accuracy_file and test_dir do not belong together; run the evaluate step again"
         )
-    return Smoke(data, answers).dumps()
+    smoke = Smoke(data, answers)
+    found = tune(
+        model_dir,
+        tuned_dir(registry_dir, predictor.card.sha256),
+        smoke=smoke,
+        test_pictures=pictures,
+        runtime=runtime,
+        precision=precision,
+        workers=workers or cores(),
+        max_accuracy_drop=max_accuracy_drop,
+        max_pixels=max_pixels,
+    )
+    path = smoke_file(registry_dir, predictor.card.sha256)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, smoke.dumps())
+    return found.model_dump()
 
 
 def right(model_dir: Path, test_dir: Path, *, max_pixels: int) -> list[bool]:
-    """Return for each picture of the test set whether the model is right."""
+    """Return for each picture of the test set whether the model is right; on an unreadable one it is not."""
     from objrec.serving.predictor import Predictor
-    from objrec.serving.smoke import labelled_pictures
+    from objrec.serving.smoke import pictures_in_turns
 
     predictor = Predictor.load(model_dir, max_pixels=max_pixels)
     names = predictor.card.class_names
-    return [
-        names[int(predictor.logits(predictor.pixels(path)[None])[0].argmax())] == label
-        for label, path in labelled_pictures(test_dir)
-    ]
+
+    def is_right(label: str, path: Path) -> bool:
+        try:
+            pixels = predictor.pixels(path)
+        except ImageError:
+            return False
+        return names[int(predictor.logits(pixels[None])[0].argmax())] == label
+
+    return [is_right(label, path) for label, path in pictures_in_turns(test_dir)]
 
 
 def chance_of_at_most(successes: int, n: int, p: float) -> float:
@@ -93,17 +137,14 @@ def chance_of_at_most(successes: int, n: int, p: float) -> float:
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    model_dir, test_dir = Path(asked["model_dir"]), Path(asked["test_dir"])
+    arguments = {k: Path(v) if k.endswith("_dir") else v for k, v in asked["arguments"].items()}
+    questions: dict[str, Any] = {"try": try_model, "right": right}
     answer: dict[str, Any]
     try:
-        if asked["question"] == "smoke":
-            text = smoke(model_dir, test_dir, accuracy=asked["accuracy"], max_pixels=asked["max_pixels"])
-            answer = {"smoke": text}
-        else:
-            answer = {"right": right(model_dir, test_dir, max_pixels=asked["max_pixels"])}
-    except (UserError, OSError, ValueError) as error:
+        answer = {"answer": questions[asked["question"]](**arguments)}
+    except (UserError, OSError) as error:
         answer = {"error": str(error)}
-    json.dump(answer, sys.stdout)
+    sys.stdout.write(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from objrec.registry.records import Record
 from objrec.registry.store import FolderRegistry
 from objrec.serving import service
@@ -44,9 +42,3 @@ def roll_out(
         registry.log("failed", record=record.model_dump(), reason=str(error))
         raise
     return last, running
-
-
-def smoke_path(root: Path, sha256: str) -> Path:
-    from objrec.serving.smoke import smoke_file
-
-    return smoke_file(root, sha256)

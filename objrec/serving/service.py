@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from objrec.serving.settings import Settings
 
 START_SECONDS = 120.0
+LOADING = "the model is being loaded"  # what /readyz answers until there is a model or a reason why not
 STOP_SECONDS = 60.0
 
 
@@ -128,6 +129,11 @@ def log_file(registry_dir: Path) -> Path:
     return registry_dir / "service.log"
 
 
+def error_file(registry_dir: Path) -> Path:
+    """What the service's process says beside its log: why it did not start, or how it crashed."""
+    return registry_dir / "service.err"
+
+
 def read_state(registry_dir: Path) -> Service | None:
     """Return what the state file says, true or not."""
     try:
@@ -178,21 +184,21 @@ def _start(settings: Settings, registry_dir: Path) -> Service:
     port = urlsplit(last.url).port if last is not None and settings.port == 0 else None
     instance = secrets.token_hex(8)
     root = str(Path(__file__).resolve().parents[2])
-    with log_file(registry_dir).open("ab") as log:
-        offset = log.tell()
+    with error_file(registry_dir).open("wb") as errors:
         launched = subprocess.run(
             [sys.executable, "-m", "objrec.serving.daemon"],
             input=json.dumps(
                 {"settings": settings.model_dump(), "instance": instance, "preferred_port": port}
             ).encode(),
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=errors,
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
             check=False,
         )
     child = Process.of(int(launched.stdout)) if launched.stdout.strip().isdigit() else None
     deadline = time.monotonic() + START_SECONDS
+    reason = ""
     while time.monotonic() < deadline:
         service = read_state(registry_dir)
         if service is not None and service.instance == instance:
@@ -200,21 +206,20 @@ def _start(settings: Settings, registry_dir: Path) -> Service:
                 status, answer = service.get("/readyz")
                 if status == 200:
                     return service
-                if answer.get("error") == "failed":
+                if answer.get("error") == "not_ready" and answer.get("reason") != LOADING:
+                    reason = str(answer.get("reason"))
                     break
         if child is None or not child.alive():
             break
         time.sleep(0.02)
-    if child is not None:
-        child.signal(signal.SIGTERM)
-    raise UserError(f"the service did not start: {_last_words(registry_dir, offset)} (log: {log_file(registry_dir)})")
+    while child is not None and child.signal(signal.SIGKILL):  # nobody was told of it: there is nothing to drain
+        time.sleep(0.01)
+    raise UserError(f"the service did not start: {reason or _last_words(registry_dir)} (log: {log_file(registry_dir)})")
 
 
-def _last_words(registry_dir: Path, offset: int) -> str:
-    with log_file(registry_dir).open("rb") as log:
-        log.seek(offset)
-        lines = log.read().decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:500] if lines else "it said nothing"
+def _last_words(registry_dir: Path) -> str:
+    said = error_file(registry_dir).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return said[-1][:500] if said else "it said nothing"
 
 
 def stop(registry_dir: Path) -> Service | None:

@@ -25,7 +25,10 @@ class Settings(BaseModel):
     workers: int | None
     queue: int
     timeout: float
+    max_batch: int
+    grace: float
     drain: float
+    cors: list[str]
     max_bytes: int
     top_k: int
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objrec.config.errors import UserError
-from objrec.images.decode import SUFFIXES
+from objrec.images.folders import list_split
 
 if TYPE_CHECKING:
     from objrec.serving.predictor import Predictor
@@ -70,22 +70,12 @@ def smoke_file(registry_dir: Path, sha256: str) -> Path:
     return registry_dir / "smoke" / f"{sha256}.json"
 
 
-def labelled_pictures(folder: Path) -> list[tuple[str, Path]]:
-    """Return (class name, file) for each picture of a ``<class>/<image>`` folder, in a stable order."""
-    found = [
-        (group.name, path)
-        for group in sorted(folder.iterdir() if folder.is_dir() else [])
-        if group.is_dir()
-        for path in sorted(group.iterdir())
-        if path.suffix.lower() in SUFFIXES
-    ]
-    if not found:
-        raise UserError(f"{folder} holds no pictures: expected <class>/<image>")
-    return found
+def pictures_in_turns(folder: Path) -> list[tuple[str, Path]]:
+    """Return (class name, file) for each picture of a test folder, the classes taking turns, the same each time.
 
-
-def choose(pictures: Sequence[tuple[str, Path]], count: int) -> list[tuple[str, Path]]:
-    """Return up to ``count`` pictures, the same each time, the classes taking turns."""
-    groups = [list(group) for _, group in itertools.groupby(pictures, key=lambda item: item[0])]
-    turns = (item for row in itertools.zip_longest(*groups) for item in row if item is not None)
-    return list(itertools.islice(turns, count))
+    Any beginning of the list is thus a fair sample. Raises UserError when there is none.
+    """
+    split = list_split(folder)
+    files = [(split.classes[target], path) for path, target in split.files]
+    groups = [list(group) for _, group in itertools.groupby(files, key=lambda item: item[0])]
+    return [item for row in itertools.zip_longest(*groups) for item in row if item is not None]

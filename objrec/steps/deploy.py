@@ -67,19 +67,20 @@ def _deploy(
 ) -> tuple[Record | None, Service | None]:
     from objrec.serving import probe
     from objrec.serving.rollout import roll_out
-    from objrec.serving.smoke import smoke_file
 
     place = registry.add(inputs["model_dir"], record)
-    answer = probe.ask(
-        "smoke",
+    probe.ask(
+        "try",
         model_dir=place,
         test_dir=inputs["test_dir"].resolve(),
+        registry_dir=registry.root,
         accuracy=record.accuracy,
+        runtime=config.serve.runtime,
+        precision=config.serve.precision,
+        workers=config.serve.workers,
+        max_accuracy_drop=config.serve.max_accuracy_drop,
         max_pixels=config.images.max_pixels,
     )
-    path = smoke_file(registry.root, record.sha256)
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, answer["smoke"])
     return roll_out(registry, record, event="deployed", start=_settings(config, registry))
 
 
@@ -129,8 +130,9 @@ class _Trial:
     def right(self, model_dir: Path) -> list[bool]:
         from objrec.serving import probe
 
-        answer = probe.ask("right", model_dir=model_dir, test_dir=self._test_dir, max_pixels=self._max_pixels)
-        found: list[bool] = answer["right"]
+        found: list[bool] = probe.ask(
+            "right", model_dir=model_dir, test_dir=self._test_dir, max_pixels=self._max_pixels
+        )
         return found
 
     def remeasure(self, candidate: Record):  # type: ignore[no-untyped-def]
