@@ -156,7 +156,7 @@ class Export(Section):
 
 
 class Deploy(Section):
-    target: Literal["local"]
+    target: Literal["local", "azure"]
     start: bool
     min_improvement: Annotated[Float, Field(ge=0, le=1)]
     require_significance: bool
@@ -183,8 +183,98 @@ class Serve(Section):
     top_k: Annotated[Int, Field(ge=1)]
 
 
+class AzureCluster(Section):
+    """A cluster of virtual machines that shrinks to none when idle."""
+
+    cluster: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{1,23}$")]
+    size: str
+    gpus: Annotated[Int, Field(ge=0)]
+    max_nodes: Annotated[Int, Field(ge=1)]
+    idle_seconds: Annotated[Int, Field(ge=30)]
+    tier: Literal["dedicated", "low_priority"]
+
+
+class AzureTimeouts(Section):
+    """Seconds after which the platform stops a step."""
+
+    ingest: Annotated[Int, Field(ge=1)] | None
+    preprocess: Annotated[Int, Field(ge=1)] | None
+    train: Annotated[Int, Field(ge=1)] | None
+    evaluate: Annotated[Int, Field(ge=1)] | None
+    deploy: Annotated[Int, Field(ge=1)] | None
+
+
+class AzureEndpoint(Section):
+    """The managed online endpoint and the way traffic moves to a new deployment."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$")] | None
+    size: str
+    instances: Annotated[Int, Field(ge=1)]
+    traffic: Annotated[list[Annotated[Int, Field(ge=1, le=100)]], Field(min_length=1)]
+    settle_seconds: Annotated[Float, Field(ge=0)]
+    request_timeout_ms: Annotated[Int, Field(ge=1, le=180000)]
+    max_concurrent_requests: Annotated[Int, Field(ge=1)]
+    max_queue_wait_ms: Annotated[Int, Field(ge=1)]
+    smoke_images: Annotated[Int, Field(ge=1)]
+    keep_previous: bool
+
+    @field_validator("traffic")
+    @classmethod
+    def _rises_to_all(cls, traffic: list[int]) -> list[int]:
+        if traffic != sorted(set(traffic)) or traffic[-1] != 100:
+            raise ValueError(f"must rise to 100, got {traffic}: as in [10,50,100], or [100] for all at once")
+        return traffic
+
+
 class Azure(Section):
     config: str
+    experiment: str
+    name: str | None
+    dry_run: bool
+    wait: bool
+    poll_seconds: Annotated[Float, Field(gt=0)]
+    cleanup: bool
+    confirm: bool
+    retries: Annotated[Int, Field(ge=0, le=20)]
+    timeout: Annotated[Float, Field(gt=0)]
+    data: str | None
+    datastore: str | None
+    cpu: AzureCluster
+    gpu: AzureCluster
+    shm_size: Annotated[str, Field(pattern=r"^[0-9]+[bkmg]$")]
+    timeouts: AzureTimeouts
+    environment: str
+    vault_url: Annotated[str, Field(pattern=r"^https://[^/]+/?$")] | None
+    secrets: dict[str, str]
+    model_name: str
+    endpoint: AzureEndpoint
+
+    @field_validator("data")
+    @classmethod
+    def _is_an_asset(cls, data: str | None) -> str | None:
+        if data is not None and not data.startswith(("azureml:", "https://", "wasbs://", "abfss://")):
+            raise ValueError(
+                f"'{data}' is not data in the cloud: azureml:NAME:VERSION, or azureml://datastores/STORE/paths/FOLDER"
+            )
+        return data
+
+    @model_validator(mode="after")
+    def _secrets_have_a_vault(self) -> Self:
+        if self.secrets and self.vault_url is None:
+            raise ValueError("secrets need azure.vault_url=https://NAME.vault.azure.net, where they lie")
+        return self
+
+
+class Sweep(Section):
+    """How trials are chosen and stopped; what is varied stands in ``hydra.sweeper.params`` of the same file."""
+
+    algorithm: Literal["grid", "random", "bayesian"]
+    metric: Literal["val/acc", "val/loss"]
+    max_trials: Annotated[Int, Field(ge=1)]
+    max_concurrent_trials: Annotated[Int, Field(ge=1)]
+    trial_timeout: Annotated[Int, Field(ge=1)] | None
+    early_termination: Literal["none", "median", "bandit", "truncation"]
+    delay_epochs: Annotated[Int, Field(ge=0)]
 
 
 class Config(Section):
@@ -210,6 +300,7 @@ class Config(Section):
     deploy: Deploy
     serve: Serve
     azure: Annotated[Azure, UNKEYED]
+    sweep: Annotated[Sweep, UNKEYED]
 
     runs_dir: Annotated[str, UNKEYED]
     cache_dir: Annotated[str, UNKEYED]
