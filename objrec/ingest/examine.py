@@ -22,7 +22,8 @@ class Picture:
         size: in bytes.
         width: in pixels, as stored.
         extension: without the dot, by content.
-        hash: 64-bit difference hash.
+        rows: 64-bit difference hash along the rows.
+        columns: likewise along the columns.
     """
 
     sha256: str
@@ -30,7 +31,8 @@ class Picture:
     width: int
     height: int
     extension: str
-    hash: int
+    rows: int
+    columns: int
 
 
 def examine(data: bytes, *, max_pixels: int, min_size: int) -> Picture:
@@ -54,5 +56,6 @@ def examine(data: bytes, *, max_pixels: int, min_size: int) -> Picture:
         width=width,
         height=height,
         extension=EXTENSIONS[kind or "JPEG"],
-        hash=difference_hash(image),
+        rows=difference_hash(image),
+        columns=difference_hash(image.transpose(Image.Transpose.TRANSPOSE)),
     )

@@ -1,9 +1,10 @@
-"""From a config node to a source."""
+"""From a config node to sources."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any, cast
 
 from objrec.config.errors import UserError
@@ -11,16 +12,20 @@ from objrec.config.schema import Source as SourceConfig
 from objrec.sources.base import Source
 
 
-def build_source(node: SourceConfig, **context: Any) -> Source:
-    """Construct the source that ``node`` names.
+def build_sources(node: SourceConfig, **context: Any) -> Sequence[Source]:
+    """Construct the source that ``node`` names, or all of ``source=[a,b]`` in order.
 
     Args:
         node: ``_target_`` and the arguments; those that all nodes share reach only the classes that have them.
-        context: what the step adds (seed, path, ...), likewise.
+        context: what the step adds (seed, path, api), likewise.
 
     Raises:
         UserError: there is no such class, or it refuses the arguments.
     """
+    return [_build(member, context) for member in node.members or [node]]
+
+
+def _build(node: SourceConfig, context: dict[str, Any]) -> Source:
     module, _, name = node.target.rpartition(".")
     try:
         build = getattr(importlib.import_module(module), name)
@@ -31,4 +36,14 @@ def build_source(node: SourceConfig, **context: Any) -> Source:
     arguments = {k: v for k, v in shared.items() if k in takes} | dict(node.model_extra or {})
     if unknown := [k for k in arguments if k not in takes]:
         raise UserError(f"source.{unknown[0]}: {name} has no such setting")
+    if absent := [k for k, p in takes.items() if p.default is p.empty and k not in arguments]:
+        raise UserError(f"source.{absent[0]}: has no value, and {name} needs one")
     return cast(Source, build(**arguments))
+
+
+def host_limits(node: SourceConfig) -> dict[str, int]:
+    """Connections at once that the sources' hosts allow, where they say so."""
+    limits: dict[str, int] = {}
+    for member in node.members or [node]:
+        limits |= getattr(importlib.import_module(member.target.rpartition(".")[0]), "HOST_LIMITS", {})
+    return limits
