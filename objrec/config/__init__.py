@@ -1,1 +1,1 @@
-"""The configuration: schema, composition, messages. Everything else in objrec may import it; it imports nothing of objrec."""
+"""The configuration: schema, composition, messages. All of objrec may import it; it imports nothing of objrec."""

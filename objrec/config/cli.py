@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from objrec.config.errors import UserError
 
 
-def guard(action: Callable[[], int | None]) -> int:
-    """Run ``action`` and return its exit status: 2 for a user's mistake, 130 for Ctrl-C, 1 for a defect of ours.
+INTERRUPTED = 130
 
+
+def guard(action: Callable[[], int | None], *, catch_all: bool = False) -> int:
+    """Run ``action`` and return its exit status: 2 for a user's mistake, 130 for Ctrl-C.
+
+    A defect of ours raises, or with ``catch_all`` prints its traceback and returns 1.
     With ``OBJREC_DEBUG=1`` the traceback of a user's mistake is shown too.
     """
     try:
@@ -25,9 +29,14 @@ def guard(action: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        return 1
+    except Exception:
+        if not catch_all:
+            raise
+        traceback.print_exc()
         return 1
 
 

@@ -1,0 +1,1 @@
+"""Splits, loading and augmentation."""

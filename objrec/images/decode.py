@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Final, Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # what web pictures come as; anything else is refused
 EXTENSIONS: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
@@ -56,7 +56,7 @@ def decode(data: bytes | Path, *, max_pixels: int, min_size: int = 1, target: in
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise ImageError("too_large", str(error)) from None
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise ImageError("unsupported", f"not a picture in one of {', '.join(FORMATS)}") from None
         except FileNotFoundError:
             raise

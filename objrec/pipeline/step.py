@@ -32,7 +32,8 @@ class Port:
 class Run(Protocol):
     """What a step does. ``inputs`` and ``outputs`` map port names to paths; an absent optional input is left out.
 
-    Output folders exist and are empty (with ``resumes``: as the last, interrupted try left them); output files do not exist.
+    Output folders exist and are empty (with ``resumes``: as the last, interrupted try left them); output files do
+    not exist.
     """
 
     def __call__(self, config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None: ...

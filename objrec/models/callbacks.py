@@ -1,0 +1,112 @@
+"""Beside training: a history with curves, progress for the runner, checkpoints that a kill cannot break."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from objrec.pipeline.progress import report
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place, flush it to the disk, rename it.
+
+    Lightning's own writer passes through TMPDIR; where that is another file system, a kill leaves half a file under
+    the final name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        beside = final.with_name(f".{final.name}.partial")
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(final)
+
+
+class History(L.Callback):
+    """Keep ``metrics.csv``, a row an epoch, and draw ``curves.png`` at the end.
+
+    The file is rewritten whole at every epoch, so that a resumed run carries on in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "metrics.csv"
+        self.rows: list[dict[str, float]] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["epoch"] < trainer.current_epoch]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
+        rates = {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row = {"epoch": float(trainer.current_epoch), **rates, **logged}
+        self.rows.append({k: round(v, 6) for k, v in row.items()})
+        if trainer.is_global_zero:
+            self._write()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.rows:
+            draw_curves(self.rows, self.folder / "curves.png")
+
+    def _write(self) -> None:
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        beside = self.path.with_suffix(".partial")
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        beside.replace(self.path)
+
+
+class Reporter(L.Callback):
+    """Tell the pipeline's display, or a log without a terminal, how training goes."""
+
+    def __init__(self, *, print_epochs: bool) -> None:
+        self.print_epochs = print_epochs
+        self._began = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *unused: Any) -> None:
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        accuracy = trainer.callback_metrics.get("val/acc")
+        text = f"steps, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        report(trainer.global_step, total, text + ("" if accuracy is None else f", val/acc {accuracy:.3f}"))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.print_epochs and trainer.is_global_zero:
+            metrics = ", ".join(f"{k} {v:.4f}" for k, v in sorted(trainer.callback_metrics.items()) if "/" in k)
+            seconds = time.monotonic() - self._began
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {metrics}, {seconds:.1f} s", flush=True)
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Draw loss and accuracy over epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
+        for part, style in (("train", "--"), ("val", "-")):
+            points = [(row["epoch"] + 1, row[f"{part}/{quantity}"]) for row in rows if f"{part}/{quantity}" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=part, marker="o", markersize=3)
+        axes.set(xlabel="epoch", title={"loss": "loss", "acc": "accuracy"}[quantity])
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -1,0 +1,28 @@
+"""Learning-rate schedules that torch has not."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class CosineWarmup(LambdaLR):
+    """Linear warm-up, then a cosine to zero (Loshchilov and Hutter, "SGDR", 2017, without restarts).
+
+    Args:
+        total_steps: of the whole run.
+        warmup: share of them, in [0, 1).
+    """
+
+    def __init__(self, optimizer: Optimizer, *, total_steps: int, warmup: float) -> None:
+        rise = max(1, round(total_steps * warmup))
+
+        def factor(step: int) -> float:
+            if step < rise and warmup > 0:
+                return (step + 1) / rise
+            done = (step - rise) / max(1, total_steps - rise) if warmup > 0 else step / max(1, total_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+        super().__init__(optimizer, factor)

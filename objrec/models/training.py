@@ -1,0 +1,250 @@
+"""One training, from split folders to a model folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_class
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from torch import nn
+
+from objrec.config.errors import UserError
+from objrec.config.load import dump
+from objrec.config.schema import Compute, Config
+from objrec.datamodules.image_folder import ImageFolderDataModule
+from objrec.images.folders import fingerprint
+from objrec.images.geometry import Preprocessing
+from objrec.models.backbones import build_backbone, input_constants, load_pretrained, load_weights, read_weights
+from objrec.models.callbacks import AtomicCheckpointIO, History, Reporter
+from objrec.models.card import ModelCard
+from objrec.models.classifier import Classifier
+from objrec.models.folder import save_model_folder
+
+SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "train", "seed")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the Trainer is told, and a line that says why."""
+
+    accelerator: str
+    precision: str
+    reason: str
+
+
+def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path) -> ModelCard:
+    """Train on ``train_dir``, choose the best epoch on ``valid_dir``, write ``model_dir``.
+
+    An interrupted training of the same settings and data that left checkpoints in ``model_dir`` is carried on.
+
+    Raises:
+        UserError: settings that cannot be met, data that cannot be used, a loss that is not finite.
+    """
+    _quiet()
+    hardware = choose_hardware(config.compute)
+    print(hardware.reason, flush=True)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    mean, std = input_constants(config.backbone.name)
+    preprocessing = Preprocessing(size=config.preprocess.image_size, mean=mean, std=std)
+    data = ImageFolderDataModule(
+        train_dir=train_dir,
+        valid_dir=valid_dir,
+        preprocessing=preprocessing,
+        batch_size=config.train.batch_size,
+        augmentation=config.augmentation,
+        settings=config.datamodule,
+        seed=config.seed,
+        max_pixels=config.images.max_pixels,
+    )
+    backbone = backbone_options(config)
+    module = Classifier(
+        model=_with_weights(
+            build_backbone(**backbone, num_classes=len(data.class_names), image_size=preprocessing.size), config
+        ),
+        num_classes=len(data.class_names),
+        optimizer=config.optimizer,
+        scheduler=config.scheduler,
+        label_smoothing=config.train.label_smoothing,
+    ).to(memory_format=torch.channels_last)
+    if config.compute.compile:
+        module.model.compile()
+    training_dir = model_dir / "training"
+    data_fingerprint = fingerprint(train_dir)
+    checkpoints = _checkpoints(training_dir, config, data_fingerprint)
+    trainer = make_trainer(config, hardware, training_dir, checkpoints)
+    last = checkpoints / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    metrics = _take_best(trainer, module)
+    card = save_model_folder(
+        model_dir,
+        module.model,
+        images=_some_images(data),
+        config=_as_read(config),
+        backbone=backbone,
+        class_names=data.class_names,
+        input_size=preprocessing.size,
+        mean=mean,
+        std=std,
+        interpolation=preprocessing.interpolation,
+        training_data_fingerprint=data_fingerprint,
+        metrics=metrics,
+    )
+    shutil.rmtree(checkpoints)  # the best weights are in the folder now; a finished training needs no other
+    return card
+
+
+def choose_hardware(compute: Compute) -> Hardware:
+    """Resolve ``auto``: the accelerator that is there, bf16 where it is in silicon.
+
+    Raises:
+        UserError: an accelerator is asked for that this machine has not.
+    """
+    accelerator = compute.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    elif accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            "compute.accelerator=gpu: this machine has no GPU that torch can use; compute=cpu runs anywhere"
+        )
+    if accelerator == "gpu":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        bf16 = accelerator == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX512-BF16 or AMX
+    precision = compute.precision if compute.precision != "auto" else "bf16-mixed" if bf16 else "32"
+    chosen = "asked for" if compute.precision != "auto" else "the hardware has bf16" if bf16 else "no bf16 in hardware"
+    threads = f", {torch.get_num_threads()} threads" if accelerator == "cpu" else ""
+    reason = f"compute: {accelerator}{threads}, precision {precision} ({chosen}), channels_last"
+    return Hardware(accelerator, precision, reason)
+
+
+def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpoints: Path) -> L.Trainer:
+    """Build the Trainer of a run from the configuration."""
+    limit = config.train.limit_batches
+    on_terminal = sys.stderr.isatty()
+    callbacks: list[Any] = [History(training_dir), Reporter(print_epochs=not on_terminal)]
+    if on_terminal:
+        callbacks.append(RichProgressBar(leave=True))
+    for node in config.callbacks.values():
+        if node is not None:
+            options = {k: v for k, v in node.items() if k != "_target_"}
+            if node["_target_"].endswith("ModelCheckpoint"):
+                options["dirpath"] = checkpoints
+            callbacks.append(_construct(node["_target_"], options, "callbacks"))
+    if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+        callbacks.append(ModelCheckpoint(dirpath=checkpoints, monitor="val/acc", mode="max", save_last=True))
+    return L.Trainer(
+        accelerator=hardware.accelerator,
+        devices=config.compute.devices,
+        num_nodes=config.compute.num_nodes,
+        precision=hardware.precision,
+        max_epochs=config.train.max_epochs,
+        gradient_clip_val=config.train.gradient_clip,
+        limit_train_batches=limit if limit is not None else 1.0,
+        limit_val_batches=limit if limit is not None else 1.0,
+        log_every_n_steps=config.train.log_every_n_steps,
+        num_sanity_val_steps=0,  # the first epoch comes soon enough
+        callbacks=callbacks,
+        logger=_loggers(config, training_dir),
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=on_terminal,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # ours knows rank and world
+        deterministic="warn" if hardware.accelerator != "cpu" else False,
+    )
+
+
+def backbone_options(config: Config) -> dict[str, Any]:
+    """Return what ``build_backbone`` needs to build this architecture again; saved with the model."""
+    section = config.backbone
+    return {"name": section.name, "small_input": section.small_input, "drop_rate": section.drop_rate}
+
+
+def _with_weights(model: nn.Module, config: Config) -> nn.Module:
+    section = config.backbone
+    if section.pretrained:
+        print(load_pretrained(model, section.name), flush=True)
+    elif section.weights is not None:
+        path = Path(section.weights)
+        print(load_weights(model, read_weights(path), origin=f"backbone.weights={path}"), flush=True)
+    return model
+
+
+def _checkpoints(training_dir: Path, config: Config, data_fingerprint: str) -> Path:
+    """Return the checkpoint folder, emptied when what it holds is of other settings or other data."""
+    folder = training_dir / "checkpoints"
+    identity = {**_as_read(config), "data": data_fingerprint}
+    mark = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    owner = folder / "settings.sha256"
+    if folder.exists() and not (owner.is_file() and owner.read_text() == mark):
+        shutil.rmtree(training_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    owner.write_text(mark)
+    return folder
+
+
+def _as_read(config: Config) -> dict[str, Any]:
+    """Plain data of the sections that shape a training."""
+    found: dict[str, Any] = {}
+    for name in SECTIONS:
+        value = getattr(config, name)
+        found[name] = dump(value) if hasattr(type(value), "model_fields") else value
+    found["preprocess"] = {"image_size": config.preprocess.image_size}
+    return found
+
+
+def _take_best(trainer: L.Trainer, module: Classifier) -> dict[str, float]:
+    """Load the best checkpoint's weights into ``module``; returns its metrics and epoch."""
+    keeper = trainer.checkpoint_callback
+    assert isinstance(keeper, ModelCheckpoint)
+    saved = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(saved["state_dict"])
+    history = next(c for c in trainer.callbacks if isinstance(c, History))
+    row = next(r for r in history.rows if r["epoch"] == saved["epoch"])
+    return {k: v for k, v in row.items() if k == "epoch" or k.startswith("val/")}
+
+
+def _some_images(data: ImageFolderDataModule) -> torch.Tensor:
+    batch = next(iter(data.val_dataloader()))
+    images, _ = data.on_after_batch_transfer(batch, 0)
+    return images[:16].contiguous()
+
+
+def _loggers(config: Config, training_dir: Path) -> Any:
+    loggers = []
+    for name, node in config.logger.items():
+        if node is not None:
+            options = {k: v for k, v in node.items() if k != "_target_"}
+            if "MLFlow" not in node["_target_"]:
+                options.setdefault("save_dir", str(training_dir / "logs"))
+            loggers.append(_construct(node["_target_"], options, f"logger.{name}"))
+    return loggers or False
+
+
+def _construct(target: str, options: Mapping[str, Any], what: str) -> Any:
+    try:
+        return get_class(target)(**options)
+    except Exception as error:
+        raise UserError(f"{what}: {target} cannot be created: {error}") from error
+
+
+def _quiet() -> None:
+    """Silence what the libraries say to developers, not to users of objrec."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are drawn from memory
+    warnings.filterwarnings("ignore", message=".*number of training batches.*log_every_n_steps.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)

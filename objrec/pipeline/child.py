@@ -1,0 +1,21 @@
+"""Processes that must not outlive the one that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+PARENT = "OBJREC_PARENT_PID"
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent ends (Linux; elsewhere the held lock has to do)."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    expected = os.environ.get(PARENT)
+    if expected is not None and os.getppid() != int(expected):
+        os._exit(1)  # the parent ended before we asked
