@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 from objrec.config.errors import UserError
 
-
 INTERRUPTED = 130
 
 

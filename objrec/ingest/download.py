@@ -73,6 +73,13 @@ class _Host:
     robots: asyncio.Task[Robots | None] | None = None
 
 
+@dataclass(slots=True)
+class _Budget:
+    """Seconds that a URL may still take; the wait for a free slot is not counted."""
+
+    left: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """A response that was read to its end."""
@@ -130,17 +137,15 @@ class Downloader:
         Raises:
             FetchError: with the reason of the last attempt.
         """
-        spent = 0.0
+        budget = _Budget(self._limits.timeout)
         for attempt in range(self._limits.retries + 1):
-            started = time.monotonic()
             try:
-                return await self._follow(url, self._limits.timeout - spent)
+                return await self._follow(url, budget)
             except FetchError as error:
-                spent += time.monotonic() - started
-                pause = self._pause(error, attempt, self._limits.timeout - spent)
+                pause = self._pause(error, attempt, budget.left)
                 if pause is None:
                     raise
-                spent += pause
+                budget.left -= pause
                 await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
@@ -162,12 +167,10 @@ class Downloader:
         for attempt in range(self._limits.retries + 1):
             reply: Reply | None = None
             try:
-                async with self._turn(host), asyncio.timeout(self._limits.timeout):
-                    async with self._session.request(
-                        method, parsed, headers=dict(headers or {}), data=data, allow_redirects=False
-                    ) as response:
-                        body = await self._body(response)
-                        reply = Reply(status=response.status, headers=_lower(response.headers), body=body)
+                call = self._session.request(method, parsed, headers=headers, data=data, allow_redirects=False)
+                async with self._turn(host), asyncio.timeout(self._limits.timeout), call as response:
+                    body = await self._body(response)
+                    reply = Reply(status=response.status, headers=_lower(response.headers), body=body)
                 if reply.status not in RETRIED:
                     return reply
                 error = _http_error(reply.status, reply.headers.get("retry-after"))
@@ -194,28 +197,26 @@ class Downloader:
             pause = max(error.wait, pause) if error.wait else pause
         return pause if pause < left else None
 
-    async def _follow(self, url: str, seconds: float) -> bytes:
+    async def _follow(self, url: str, budget: _Budget) -> bytes:
         """One attempt: redirects are followed by hand, each target checked like the first."""
         parsed = self._checked(url)
-        deadline = time.monotonic() + seconds
         for _ in range(MAX_REDIRECTS + 1):
             host = self._host(parsed)
-            queued = time.monotonic()
             if self._limits.robots and not await self._robots_allow(host, parsed):
                 raise FetchError("robots", f"robots.txt of {parsed.host} asks robots to stay away")
             async with self._turn(host):
-                deadline += time.monotonic() - queued
-                answer = await self._get(parsed, host, deadline)
+                answer = await self._get(parsed, host, budget)
             if isinstance(answer, bytes):
                 return answer
             parsed = self._checked(answer)
         raise FetchError("redirect", f"more than {MAX_REDIRECTS} redirects")
 
-    async def _get(self, url: URL, host: _Host, deadline: float) -> bytes | URL:
+    async def _get(self, url: URL, host: _Host, budget: _Budget) -> bytes | URL:
         """Return the body, or where a redirect leads."""
+        started = time.monotonic()
         try:
             async with (
-                asyncio.timeout(max(0.0, deadline - time.monotonic())),
+                asyncio.timeout(max(0.0, budget.left)),
                 self._session.get(url, allow_redirects=False) as response,
             ):
                 if response.status in (301, 302, 303, 307, 308):
@@ -231,6 +232,8 @@ class Downloader:
                 return await self._body(response)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise _network_error(error) from error
+        finally:
+            budget.left -= time.monotonic() - started
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         """Read a body and stop at the byte limit; a coded one is inflated up to the same limit."""
@@ -282,11 +285,11 @@ class Downloader:
 
     async def _read_robots(self, host: _Host, url: URL) -> Robots | None:
         """Rules of a host; None where RFC 9309 says to stay away, because the server failed to answer."""
-        deadline = time.monotonic() + self._limits.timeout
+        budget = _Budget(self._limits.timeout)
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 async with self._turn(host):
-                    answer = await self._get(url, host, deadline)
+                    answer = await self._get(url, host, budget)
                 if isinstance(answer, bytes):
                     return Robots(answer[:500_000].decode(errors="replace"))
                 url = self._checked(answer)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from urllib.parse import unquote
 
 AGENT = "objrec"
+WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 REFUSALS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 
@@ -69,8 +70,9 @@ def refusal(headers: Iterable[str], agent: str = AGENT) -> str | None:
     for value in headers:
         addressed_to, colon, rest = value.partition(":")
         directives = value
-        if colon and " " not in addressed_to.strip() and "," not in addressed_to:
-            if addressed_to.strip().lower() not in (agent, "*"):
+        name = addressed_to.strip().lower()
+        if colon and not set(name) & set(" ,") and name not in WITH_VALUE:
+            if name not in (agent, "*"):
                 continue
             directives = rest
         for directive in directives.lower().split(","):

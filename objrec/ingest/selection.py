@@ -147,8 +147,10 @@ def file_of(class_name: str, picture: Picture) -> str:
 
 
 def _same_bytes(a: _Entry, b: _Entry) -> bool:
-    return a.outcome.picture is not None and b.outcome.picture is not None and (
-        a.outcome.picture.sha256 == b.outcome.picture.sha256
+    return (
+        a.outcome.picture is not None
+        and b.outcome.picture is not None
+        and (a.outcome.picture.sha256 == b.outcome.picture.sha256)
     )
 
 

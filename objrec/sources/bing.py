@@ -13,9 +13,9 @@ from objrec.sources.query import Queries
 
 KEYS: Final = ("COGNITIVE_SERVICES_API_KEY", "BING_SEARCH_V7_SUBSCRIPTION_KEY")
 NOTICE: Final = (
-    "source=bing: Microsoft retired Bing Image Search v7 on 2025-08-11, and its terms forbade storing results and using "
-    "them for machine learning. This source speaks its protocol to an endpoint that you name; the results carry no "
-    "licence: whether you may use them is for you to settle"
+    "source=bing: Microsoft retired Bing Image Search v7 on 2025-08-11, and its terms forbade storing results and "
+    "using them for machine learning. This source speaks its protocol to an endpoint that you name; the results carry "
+    "no licence: whether you may use them is for you to settle"
 )
 
 

@@ -22,15 +22,31 @@ def build_sources(node: SourceConfig, **context: Any) -> Sequence[Source]:
     Raises:
         UserError: there is no such class, or it refuses the arguments.
     """
-    return [_build(member, context) for member in node.members or [node]]
+    return [_build(member, context) for member in nodes_of(node)]
+
+
+def nodes_of(node: SourceConfig) -> list[SourceConfig]:
+    """The nodes of the sources in order: of ``source=[a,b]`` each with the settings that are given for all."""
+    if not node.members:
+        return [node]
+    order: list[str] = (node.model_extra or {}).get("order") or list(node.members)
+    common = {k: v for k, v in (node.model_extra or {}).items() if k != "order" and v is not None}
+    common |= {k: v for k, v in (("licenses", node.licenses), ("endpoint", node.endpoint)) if v is not None}
+    nodes = []
+    for name in order:
+        own = node.members[name]
+        nodes.append(SourceConfig.model_validate(own | {k: v for k, v in common.items() if k in own}))
+    return nodes
+
+
+def uses_web(node: SourceConfig) -> bool:
+    """Whether any of the sources has its pictures downloaded."""
+    return not all(hasattr(_class(member), "read") for member in nodes_of(node))
 
 
 def _build(node: SourceConfig, context: dict[str, Any]) -> Source:
-    module, _, name = node.target.rpartition(".")
-    try:
-        build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"source._target_={node.target}: there is no such class ({error})") from error
+    build = _class(node)
+    name = node.target.rpartition(".")[2]
     shared = {"path": node.path, "endpoint": node.endpoint, "licenses": node.licenses, **context}
     takes = inspect.signature(build).parameters
     arguments = {k: v for k, v in shared.items() if k in takes} | dict(node.model_extra or {})
@@ -41,9 +57,17 @@ def _build(node: SourceConfig, context: dict[str, Any]) -> Source:
     return cast(Source, build(**arguments))
 
 
+def _class(node: SourceConfig) -> Any:
+    module, _, name = node.target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"source._target_={node.target}: there is no such class ({error})") from error
+
+
 def host_limits(node: SourceConfig) -> dict[str, int]:
     """Connections at once that the sources' hosts allow, where they say so."""
     limits: dict[str, int] = {}
-    for member in node.members or [node]:
+    for member in nodes_of(node):
         limits |= getattr(importlib.import_module(member.target.rpartition(".")[0]), "HOST_LIMITS", {})
     return limits

@@ -43,7 +43,9 @@ class CommonsSource:
         from objrec.config.errors import UserError
 
         if width not in WIDTHS:
-            raise UserError(f"source.width={width}: the service makes thumbnails of {', '.join(map(str, WIDTHS))} px only")
+            raise UserError(
+                f"source.width={width}: the service makes thumbnails of {', '.join(map(str, WIDTHS))} px only"
+            )
         self._api, self._width, self._interval = api, width, interval
         self._queries = Queries(query, queries)
         self._base = (endpoint or ENDPOINT).rstrip("/")

@@ -6,11 +6,17 @@ import re
 from typing import Final
 
 CODES: Final = ("cc0", "pdm", "by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")
-_SPELLED: Final = {"attribution": "by", "sharealike": "sa", "share-alike": "sa", "noncommercial": "nc", "noderivatives": "nd"}
+_SPELLED: Final = {
+    "attribution": "by",
+    "sharealike": "sa",
+    "share-alike": "sa",
+    "noncommercial": "nc",
+    "noderivatives": "nd",
+}
 
 
 def code_of(text: str | None) -> str | None:
-    """Return the code for ``CC BY-SA 4.0``, ``cc-by-sa-3.0``, ``Public domain``, a licence's URL, ...; None for others."""
+    """Return the code for ``CC BY-SA 4.0``, ``cc-by-sa-3.0``, ``Public domain``, a licence's URL; None for others."""
     if not text:
         return None
     words = text.strip().lower()

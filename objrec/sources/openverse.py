@@ -109,7 +109,8 @@ def _candidate(result: Mapping[str, Any], url: str, class_name: str, query: str)
         landing_page=result.get("foreign_landing_url"),
         title=result.get("title"),
         license=code,
-        license_url=result.get("license_url") or (url_of(code, result.get("license_version")) if code in CODES else None),
+        license_url=result.get("license_url")
+        or (url_of(code, result.get("license_version")) if code in CODES else None),
         creator=result.get("creator"),
         attribution=result.get("attribution"),
         width=result.get("width"),

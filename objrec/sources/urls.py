@@ -60,12 +60,11 @@ class UrlsSource:
     def _candidate(self, row: Any, number: int) -> Candidate:
         if not isinstance(row, dict):
             raise UserError(f"source.path={self._path}: row {number} is no object")
-        values = {field: _first(row, names) for field, names in NAMES.items()}
+        values: dict[str, Any] = {field: _first(row, names) for field, names in NAMES.items()}
         for field in ("url", "class_name"):
             if not values[field]:
-                column = NAMES[field][{"url": 0, "class_name": 0}[field]]
                 has = ", ".join(map(str, row)) or "none"
-                raise UserError(f"source.path={self._path}: row {number} has no '{column}' (columns: {has})")
+                raise UserError(f"source.path={self._path}: row {number} has no '{NAMES[field][0]}' (columns: {has})")
         values["license"] = code_of(values["license"]) or values["license"]
         name, url = str(values.pop("class_name")), str(values.pop("url"))
         if set(name) & set("/\\\0") or not name.strip("."):
