@@ -281,8 +281,8 @@ class BadServer:
         w.write(whole(picture(0)))
 
     async def do_resized(self, n: int, path: str, w: Writer) -> None:
-        image = Image.open(io.BytesIO(picture(n))).resize((96, 80))
-        w.write(whole(encoded(image, "JPEG", quality=70)))
+        image = Image.open(io.BytesIO(picture(n))).resize((96, 80), Image.Resampling.NEAREST)
+        w.write(whole(encoded(image, "JPEG", quality=85)))
 
     async def do_cmyk(self, n: int, path: str, w: Writer) -> None:
         w.write(whole(encoded(Image.open(io.BytesIO(picture(n))).convert("CMYK"), "JPEG")))

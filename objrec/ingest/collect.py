@@ -21,6 +21,7 @@ from objrec.ingest.store import Store
 from objrec.sources.base import Candidate, LocalSource, Source, SourceStopped
 from objrec.sources.licenses import code_of
 
+PATIENCE: Final = 0.5  # seconds that a turn may take before replacements are begun ahead
 WINDOW: Final = 512  # pictures of all classes together that may wait for their turn to be decided
 
 
@@ -56,7 +57,13 @@ class Demands:
 
 
 class Acquire(Protocol):
-    """Turns a candidate into an outcome. Never raises for what a candidate is."""
+    """Turns a candidate into an outcome. Never raises for what a candidate is.
+
+    Attributes:
+        ahead: replacements may be begun before it is known that they are needed.
+    """
+
+    ahead: bool
 
     def __call__(self, candidate: Candidate) -> Coroutine[Any, Any, Outcome]: ...
 
@@ -66,6 +73,7 @@ class LocalAcquire:
 
     def __init__(self, source: LocalSource, demands: Demands, target: Path, pool: Executor) -> None:
         self._source, self._demands, self._target, self._pool = source, demands, target, pool
+        self.ahead = False
 
     async def __call__(self, candidate: Candidate) -> Outcome:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._acquire, candidate)
@@ -93,6 +101,7 @@ class WebAcquire:
     ) -> None:
         self._downloader, self._store, self._demands, self._pool = downloader, store, demands, pool
         self._refresh = refresh
+        self.ahead = True
         self._running: dict[str, asyncio.Task[Outcome]] = {}
 
     async def __call__(self, candidate: Candidate) -> Outcome:
@@ -229,9 +238,12 @@ class Collector:
         try:
             async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                 while self._selection.missing(state.name) > 0:
-                    await self._launch(state, queue)
+                    await self._launch(state, queue, spare=0.0)
                     if not queue:
                         return
+                    done, _ = await asyncio.wait([queue[0].task], timeout=PATIENCE)
+                    if not done and queue[-1].offer[1].ahead:
+                        await self._launch(state, queue, spare=self._failed_share(state.name))
                     self._selection.add(await queue[0].task)
                     queue.popleft()
                     self._progress(state.name)
@@ -245,14 +257,14 @@ class Collector:
                 state.offers = itertools.chain([b.offer for b in queue], state.offers)
                 state.exhausted = False
 
-    async def _launch(self, state: _Class, queue: deque[_Begun]) -> None:
-        """Begin as many as are missing, and some more where experience says that some will fail."""
+    def _failed_share(self, class_name: str) -> float:
+        counts = self._selection.statuses(class_name)
+        return 1 - (counts.get("kept", 0) + 1) / (sum(counts.values()) + 2)
+
+    async def _launch(self, state: _Class, queue: deque[_Begun], *, spare: float) -> None:
+        """Begin as many as are missing, and a share more: the replacements for those that may fail."""
         missing = self._selection.missing(state.name)
-        counts = self._selection.statuses(state.name)
-        seen = sum(counts.values())
-        failed = seen - counts.get("kept", 0)
-        spare = math.ceil(missing * failed / seen) + 1 if failed else 0
-        room = min(missing + spare, self._window) - len(queue)
+        room = min(missing + math.ceil(missing * spare), self._window) - len(queue)
         if room <= 0 or state.exhausted:
             return
         loop = asyncio.get_running_loop()

@@ -32,24 +32,26 @@ def build(config: Config, source_path: Path | None, target: Path) -> None:
         UserError: a source cannot be used as configured, or a class ended without any picture.
     """
     wanted = config.ingest.num_images
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and file access release the interpreter lock
-        selection, class_names, notes = asyncio.run(_collect(config, source_path, target, pool))
-        rows = list(selection.rows())
-        _check(selection, class_names, config, notes)
-        with (target / "manifest.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_attribution(target / "ATTRIBUTION.md", rows)
+    selection, class_names, notes = asyncio.run(_collect(config, source_path, target))
+    _check(selection, class_names, config, notes)
+    rows = list(selection.rows())
+    with (target / "manifest.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_attribution(target / "ATTRIBUTION.md", rows)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         write_report(target / "ingest_report.html", rows, class_names, wanted, notes, pool)
     _tell(selection, class_names, wanted)
 
 
 async def _collect(
-    config: Config, source_path: Path | None, target: Path, pool: Executor
+    config: Config, source_path: Path | None, target: Path
 ) -> tuple[Selection, Sequence[str], list[str]]:
     """Fill a selection and put the kept pictures in place; return it, the classes, and why anything ended early."""
     settings = config.ingest
     context: dict[str, Any] = {"seed": config.seed} | ({} if source_path is None else {"path": source_path})
     async with AsyncExitStack() as stack:
+        # decoding and file access release the interpreter lock, so threads fill the machine
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         web = await stack.enter_async_context(Web(config, pool)) if uses_web(config.source) else None
         if web is not None:
             context |= {"api": web.api, "contact": settings.contact}
@@ -73,6 +75,7 @@ async def _collect(
             stopped_at = f"class {name} stopped: ingest.class_timeout={settings.class_timeout:g} s is over"
             notes.append(stopped_at)
             progress.note(f"ingest: {stopped_at}")
+        pool.shutdown(wait=True, cancel_futures=True)  # a class that ended early may have left a thread writing
         _place(selection, target, web.store if web else None)
     return selection, class_names, notes
 
@@ -141,7 +144,9 @@ def _check(selection: Selection, class_names: Sequence[str], config: Config, not
         counts = Counter(selection.statuses(name))
         if not counts["kept"]:
             found = ", ".join(f"{n} {status}" for status, n in counts.most_common()) or "nothing was found"
-            cure = " Smaller ones are taken with ingest.min_size." * bool(counts["too_small"])
+            cure = f" Smaller ones are taken with ingest.min_size={config.ingest.min_size // 2}." * bool(
+                counts["too_small"]
+            )
             cure += " source.licenses=null takes any licence." * bool(counts["license"])
             problems.append(f"class '{name}': no usable picture ({found}).{cure}")
     if problems:

@@ -190,8 +190,8 @@ def _e(text: Any) -> str:
 
 def _md(text: Any) -> str:
     """Text from outside for Markdown, which could otherwise format, link or embed."""
-    plain = " ".join(str(text).split())
-    for character in "\\`*_{}[]<>()#|!":
+    plain = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for character in "\\`*_{}[]()#|!":
         plain = plain.replace(character, "\\" + character)
     return plain
 
