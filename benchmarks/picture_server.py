@@ -1,6 +1,6 @@
 """A loopback server of distinct JPEG pictures, quick enough not to be what a benchmark of downloaders measures.
 
-    python benchmarks/picture_server.py FOLDER COUNT     makes FOLDER/pictures.bin when absent, prints the port, serves
+python benchmarks/picture_server.py FOLDER COUNT     makes FOLDER/pictures.bin when absent, prints the port, serves
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import io
 import json
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -48,6 +49,7 @@ class Server(asyncio.Protocol):
     """HTTP/1.1 with keep-alive and nothing else: GET /NUMBER.jpg."""
 
     responses: list[bytes]
+    first = last = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self._pending = cast(asyncio.WriteTransport, transport), b""
@@ -57,9 +59,16 @@ class Server(asyncio.Protocol):
         while (end := self._pending.find(b"\r\n\r\n")) >= 0:
             path = self._pending.split(b" ", 2)[1]
             self._pending = self._pending[end + 4 :]
+            now = time.monotonic()
+            if path == b"/span":  # seconds from the first to the last picture since the last such question
+                body = b"%.3f" % (self.last - self.first)
+                self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                Server.first = Server.last = 0.0
+                continue
             if path == b"/robots.txt":
                 self._transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
             else:
+                Server.first, Server.last = Server.first or now, now
                 self._transport.write(self.responses[int(path[1:-4])])
 
 
