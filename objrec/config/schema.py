@@ -57,15 +57,52 @@ class Source(Section):
     path: Path
     endpoint: Annotated[str | None, UNKEYED]
     licenses: list[str] | None
+    members: dict[str, Node] | None = None  # of source=[a,b]: the nodes of a and b
+
+    @property
+    def targets(self) -> set[str]:
+        """Names of the classes of all its sources, without their modules."""
+        return {
+            str(n.get("_target_")).rpartition(".")[2]
+            for n in (self.members or {"": {"_target_": self.target}}).values()
+        }
 
 
 class Ingest(Section):
     num_images: Annotated[Int, Field(ge=1)]
     contact: Annotated[str | None, UNKEYED]
-    timeout: Annotated[Float, Field(gt=0), UNKEYED]
-    allow_private_addresses: Annotated[bool, UNKEYED]
-    max_bytes: Annotated[Int, Field(ge=1)]
     min_size: Annotated[Int, Field(ge=1)]
+    near_duplicate_bits: Annotated[Int, Field(ge=0, le=7)] | None
+    exclude: list[str]
+    refresh: Annotated[bool, UNKEYED]
+    timeout: Annotated[Float, Field(gt=0), UNKEYED]
+    class_timeout: Annotated[Float, Field(gt=0), UNKEYED]
+    max_bytes: Annotated[Int, Field(ge=1)]
+    retries: Annotated[Int, Field(ge=0, le=10), UNKEYED]
+    max_wait: Annotated[Float, Field(ge=0), UNKEYED]
+    connections: Annotated[Int, Field(ge=1, le=1000), UNKEYED]
+    connections_per_host: Annotated[Int, Field(ge=1, le=1000), UNKEYED]
+    host_rate: Annotated[Float, Field(gt=0), UNKEYED] | None
+    robots: bool
+    allow_private_addresses: Annotated[bool, UNKEYED]
+
+    @field_validator("contact")
+    @classmethod
+    def _is_address(cls, contact: str | None) -> str | None:
+        if contact is not None and not ("@" in contact or contact.startswith(("http://", "https://"))):
+            raise ValueError(f"'{contact}' should be an e-mail address or a URL of yours, as in me@example.org")
+        if contact is not None and not contact.isprintable():
+            raise ValueError("should hold no control characters")
+        return contact
+
+    @field_validator("exclude")
+    @classmethod
+    def _names_pictures(cls, exclude: list[str]) -> list[str]:
+        if bad := [
+            e for e in exclude if ":" not in e and not (len(e) >= 16 and set(e.lower()) <= set("0123456789abcdef"))
+        ]:
+            raise ValueError(f"'{bad[0]}' should be a URL, or at least 16 digits of a sha256 as in the manifest")
+        return exclude
 
 
 class Preprocess(Section):
@@ -322,12 +359,30 @@ class Config(Section):
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refresh_runs_again(cls, data: Any) -> Any:
+        """``ingest.refresh=true`` asks the sources again: a stored output of the same settings is no answer to it."""
+        if isinstance(data, dict) and isinstance(data.get("ingest"), dict) and data["ingest"].get("refresh") is True:
+            force = data.get("force")
+            return {**data, "force": [*([force] if isinstance(force, str) else force or []), "ingest"]}
+        return data
+
     @model_validator(mode="after")
     def _rules(self) -> Self:
         """Rules that span sections. Each message begins with the key to change."""
         problems = []
-        if self.source.target.endswith(".FolderSource") and self.source.path is None:
+        if "FolderSource" in self.source.targets and self.source.path is None:
             problems.append("source.path: source=folder needs a folder, zip or tar: source.path=PATH")
+        if self.source.members == {}:
+            problems.append("source=several is what a list stands for: source=[openverse,commons]")
+        if "UrlsSource" in self.source.targets and self.source.path is None:
+            problems.append("source.path: source=urls needs a list (.csv, .tsv, .jsonl, .parquet): source.path=LIST")
+        if "CommonsSource" in self.source.targets and self.ingest.contact is None:
+            problems.append(
+                "ingest.contact: source=commons needs an address or a URL of yours, which Wikimedia requires in the "
+                "User-Agent: ingest.contact=me@example.org"
+            )
         monitored = {"val/acc", "val/loss", "train/loss"}
         for where, node in [("scheduler", self.scheduler), *((f"callbacks.{k}", v) for k, v in self.callbacks.items())]:
             if node and (monitor := node.get("monitor")) is not None and monitor not in monitored:
