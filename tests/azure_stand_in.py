@@ -216,6 +216,9 @@ class _Arm(_Handler):
         if parts.path.startswith("/score/"):
             self._score(parts.path.split("/")[2], raw)
             return
+        if parts.path.startswith("/secrets/") and not self.headers.get("Authorization"):
+            self._challenge()
+            return
         body = json.loads(raw) if raw[:1] in (b"{", b"[") else None
         path = parts.path.replace("//", "/")
         call = Call(self.command, path, parse_qs(parts.query), body)
@@ -235,6 +238,12 @@ class _Arm(_Handler):
             self.close_connection = True
         else:
             self.error(fault.status, fault.code, fault.message, fault.headers)
+
+    def _challenge(self) -> None:
+        """A vault tells whom it trusts before it takes a token."""
+        port = self.stand_in.arm.server_address[1]
+        told = f'Bearer authorization="{self.stand_in.url}/{TENANT}", resource="https://blob.localhost:{port}"'
+        self.answer(401, None, {"WWW-Authenticate": told})
 
     do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = _take
 
@@ -337,7 +346,7 @@ def _put(s: StandIn, name: str, call: Call) -> tuple[int, Any]:
         }
         properties = {**(known or {}).get("properties", {}), **properties, **(fresh if name.count("/") == 1 else {})}
         if name.count("/") == 3:
-            properties["provisioningState"] = "Succeeded"
+            properties |= {"provisioningState": "Succeeded", "scaleSettings": {"scaleType": "Default"}}
     if kind == "models" and name.count("/") == 3:
         properties.setdefault("flavors", {})
         s.put("/".join(name.split("/")[:2]), {"latestVersion": name.split("/")[3]})

@@ -31,8 +31,7 @@ def deploy(azure: StandIn, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> De
     """Deploy a model as the step does in the cloud; the endpoint answers with the models that it was given."""
     test_dir = make_pictures(workdir / "test", per_class=3)
     models: dict[str, Predictor] = {}
-    deployed: list[Path] = []
-    monkeypatch.setattr("objrec.cloud.endpoint.time.sleep", lambda _: None)
+    monkeypatch.setattr("objrec.cloud.endpoint.PAUSE", 0.0)
 
     def answer(deployment: str, body: bytes, content_type: str) -> tuple[int, Any]:
         found = azure.get(f"onlineEndpoints/{NAME}/deployments/{deployment}")
@@ -44,7 +43,6 @@ def deploy(azure: StandIn, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> De
     azure.scoring = answer
 
     def run(model_dir: Path, accuracy: float, *overrides: str, answers_as: Path | None = None) -> dict[str, Any]:
-        deployed.append(model_dir)
         config = load_config([*SETTINGS, *overrides])
         accuracy_file = make_accuracy(workdir / "accuracy.json", model_dir, accuracy)
         predictor = Predictor.load(model_dir)

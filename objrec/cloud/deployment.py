@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import tempfile
@@ -14,7 +13,9 @@ from objrec.cloud.endpoint import Endpoint, SmokePicture, post
 from objrec.cloud.environments import ROOT, ensure_environment
 from objrec.cloud.registry import AzureRegistry, tags_of
 from objrec.cloud.workspace import connect, read_workspace
+from objrec.config.errors import UserError
 from objrec.config.schema import Config
+from objrec.images.decode import ImageError
 from objrec.models.card import ModelCard
 from objrec.registry.gate import Decision, decide, mcnemar
 from objrec.registry.records import Record
@@ -114,22 +115,36 @@ def _deployment(config: Config, colour: str, endpoint: str, model: str, environm
 
 
 def smoke_pictures(record: Record, inputs: Mapping[str, Path], config: Config) -> list[SmokePicture]:
-    """Return pictures of the test set with the model's own answers. Raises UserError when it does not answer right."""
-    from objrec.serving import probe
+    """Return readable pictures of the test set, the classes taking turns, with the model's own answers.
 
-    answer = probe.ask(
-        "smoke",
-        model_dir=inputs["model_dir"].resolve(),
-        test_dir=inputs["test_dir"].resolve(),
-        accuracy=record.accuracy,
-        max_pixels=config.images.max_pixels,
-    )
-    names = ModelCard.load(inputs["model_dir"]).class_names
-    pictures = []
-    for row in json.loads(answer["smoke"])["pictures"][: config.azure.endpoint.smoke_images]:
-        probabilities = row["probabilities"]
-        best = probabilities.index(max(probabilities))
-        pictures.append(SmokePicture(base64.b64decode(row["data"]), names[best], probabilities[best]))
+    Raises:
+        UserError: there is none, or the model is right so seldom that it cannot be the one that was evaluated.
+    """
+    from objrec.serving.predictor import Predictor
+    from objrec.serving.probe import CHANCE, chance_of_at_most
+    from objrec.serving.smoke import pictures_in_turns
+
+    predictor = Predictor.load(inputs["model_dir"], max_pixels=config.images.max_pixels)
+    pictures: list[SmokePicture] = []
+    right = 0
+    for label, path in pictures_in_turns(inputs["test_dir"]):
+        data = path.read_bytes()
+        try:
+            best, probability = predictor.predict([data], top_k=1)[0][0]
+        except ImageError:
+            continue
+        right += best == label
+        pictures.append(SmokePicture(data, best, probability))
+        if len(pictures) == config.azure.endpoint.smoke_images:
+            break
+    if not pictures:
+        raise UserError(f"{inputs['test_dir']} has no readable picture to try the endpoint with")
+    assert record.accuracy is not None
+    if chance_of_at_most(right, len(pictures), record.accuracy) < CHANCE:
+        raise UserError(
+            f"the model is right on {right} of {len(pictures)} test pictures; its accuracy file says "
+            f"{record.accuracy:.3f}: model_dir, accuracy_file and test_dir do not belong together"
+        )
     return pictures
 
 
@@ -157,12 +172,9 @@ class _Trial:
         self._downloaded: dict[str, Path] = {}
 
     def _right(self, model_dir: Path) -> list[bool]:
-        from objrec.serving import probe
+        from objrec.serving.probe import right
 
-        test_dir = self._inputs["test_dir"].resolve()
-        answer = probe.ask("right", model_dir=model_dir.resolve(), test_dir=test_dir, max_pixels=self._max_pixels)
-        found: list[bool] = answer["right"]
-        return found
+        return right(model_dir, self._inputs["test_dir"], max_pixels=self._max_pixels)
 
     def _in_production(self, current: Record) -> Path:
         if current.sha256 not in self._downloaded:

@@ -13,6 +13,7 @@ from objrec.config.errors import UserError
 
 COLOURS = ("blue", "green")
 LOG_LINES = 60
+PAUSE = 2.0  # seconds between two tries
 TRIES = 3  # of one smoke picture: a new deployment's first requests may meet a starting server
 
 
@@ -39,10 +40,9 @@ class Endpoint:
         *,
         send: Callable[[str, bytes, Mapping[str, str], float], tuple[int, Any]],
         seconds: float,
-        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.client, self.name = client, name
-        self._send, self._seconds, self._pause = send, seconds, pause
+        self._send, self._seconds = send, seconds
         self._key: str | None = None
 
     def ensure(self) -> bool:
@@ -156,7 +156,7 @@ class Endpoint:
             status, answer = self._send(url, data, headers, self._seconds)
             if status not in (0, 424, 429, 502, 503, 504) or not left:
                 break
-            self._pause(2.0)
+            time.sleep(PAUSE)
         return status, answer
 
     def roll_out(
@@ -178,7 +178,7 @@ class Endpoint:
             for share in shares if before else (100,):
                 self.set_traffic(_mixed(before, name, share))
                 print(f"endpoint    {self.name}: {share} % to {name}", flush=True)
-                self._pause(settle)
+                time.sleep(settle)
                 self.smoke(name, pictures)
         except BaseException as error:
             self._back(before, name, error)
@@ -192,8 +192,11 @@ class Endpoint:
             self.delete(name)
         except Exception as second:
             told = [str(error), f"and the way back failed too: {second}"]
-            cure = " ".join(f"{n}={s}" for n, s in before.items())
-            told.append(f"az ml online-endpoint update --name {self.name} --traffic '{cure}'")
+            if before:
+                cure = " ".join(f"{n}={s}" for n, s in before.items())
+                told.append(
+                    f"to move the traffic back: az ml online-endpoint update --name {self.name} --traffic '{cure}'"
+                )
             raise UserError(told) from error
 
 

@@ -6,6 +6,7 @@ they do not change what a step produces) and ``SECRET`` (never written anywhere,
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -282,7 +283,7 @@ class Azure(Section):
     timeouts: AzureTimeouts
     environment: str
     vault_url: Annotated[str, Field(pattern=r"^https://[^/]+/?$")] | None
-    secrets: dict[str, str]
+    secrets: list[str]
     model_name: str
     endpoint: AzureEndpoint
 
@@ -294,6 +295,13 @@ class Azure(Section):
                 f"'{data}' is not data in the cloud: azureml:NAME:VERSION, or azureml://datastores/STORE/paths/FOLDER"
             )
         return data
+
+    @field_validator("secrets")
+    @classmethod
+    def _are_names(cls, secrets: list[str]) -> list[str]:
+        if any(not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*:[A-Za-z0-9-]{1,127}", s) for s in secrets):
+            raise ValueError("takes VARIABLE:NAME, where NAME is of a secret in the vault, and never a secret itself")
+        return secrets
 
     @model_validator(mode="after")
     def _secrets_have_a_vault(self) -> Self:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from objrec.cloud.secrets import read_secrets
 from objrec.cloud.tracking import show
 from objrec.config.cli import guard, overrides_of, wants_help
 from objrec.config.errors import UserError
@@ -45,6 +46,7 @@ def run_step(step: Step, overrides: Sequence[str]) -> None:
     for override in overrides:
         name, sign, value = override.partition("=")
         renamed.append(f"{aliases[name]}={value}" if sign and name in aliases else override)
+    read_secrets()
     config = load_config(renamed)
     inputs, outputs = _ports(step, config)
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from objrec.cloud.environments import ROOT, context_version
+from objrec.cloud.secrets import address
 from objrec.config.errors import UserError
 from objrec.config.schema import AzureCluster, Config
 from objrec.pipeline.runner import lookup
@@ -148,21 +149,16 @@ def _additions(step: Step, config: Config) -> list[str]:
         added.append("logger=mlflow")
     if not step.cached:
         added.append("deploy.target=azure")
-    if config.azure.secrets:
-        assert config.azure.vault_url is not None
-        vault = config.azure.vault_url.rstrip("/")
-        for key, name in sorted(config.azure.secrets.items()):
-            if any(key == r or key.startswith(f"{r}.") for r in step.reads):
-                added.append(f"{'' if _known(config, key) else '+'}{key}='vault:{vault}/secrets/{name}'")
     return added
 
 
-def _known(config: Config, key: str) -> bool:
-    try:
-        lookup(config, key)
-    except AttributeError:
-        return False
-    return True
+def _secrets(step: Step, config: Config) -> dict[str, str]:
+    """Return the environment variables of a step that asks a source: addresses in the vault, no values."""
+    if not config.azure.secrets or "source" not in step.reads:
+        return {}
+    assert config.azure.vault_url is not None
+    pairs = (text.split(":") for text in sorted(config.azure.secrets))
+    return {variable: address(config.azure.vault_url, name) for variable, name in pairs}
 
 
 def _command_node(step: Step, config: Config, overrides: Sequence[str], origins: dict[str, str], code: Path) -> Job:
@@ -210,7 +206,9 @@ def _command_node(step: Step, config: Config, overrides: Sequence[str], origins:
         node["component"]["distribution"] = {"type": "pytorch", "process_count_per_instance": per_node}
     if timeout is not None:
         node["limits"] = {"timeout": timeout}
-    if not step.cached or any("vault:" in o for o in overrides):
+    if secrets := _secrets(step, config):
+        node["environment_variables"] = secrets
+    if not step.cached or secrets:
         node["identity"] = {"type": "managed"}
     return node
 

@@ -31,7 +31,6 @@ PARAMETERS = {
 HERE_ONLY = ("azure", "sweep", "hydra", "runs_dir", "cache_dir", "registry_dir", "serve", "deploy.target", *CONTROL)
 BUT = ("azure.endpoint", "azure.model_name", "azure.retries", "azure.timeout")  # which deploy reads there
 GLOBAL_GROUPS = ("experiment", "debug")  # a file there may set any key
-REFERENCES = ("vault:", "env:")
 SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password)$")
 
 
@@ -119,11 +118,10 @@ def _refuse(config: Config, overrides: Sequence[str], ports: set[str]) -> None:
         if value is None:
             continue
         if SECRET_NAME.search(key.rpartition(".")[2]) and not key.startswith("azure."):
-            if key not in config.azure.secrets and not str(value).startswith(REFERENCES):
-                problems.append(
-                    f"{key}: a secret would stand in the job's definition. Put it into a key vault and give "
-                    f"azure.vault_url=https://NAME.vault.azure.net 'azure.secrets={{{key}: NAME-OF-THE-SECRET}}'"
-                )
+            problems.append(
+                f"{key}: a secret would stand in the job's definition: leave it out (the endpoint in the cloud has keys "
+                "of its own; a source's key goes through a vault, see azure.secrets)"
+            )
         elif key in PATH_KEYS and key not in ports and not _related(key, HERE_ONLY):
             problems.append(f"{key}={value}: a file of this machine does not travel with the job")
     if problems:
