@@ -19,7 +19,8 @@ from objrec.config.errors import UserError
 from objrec.images.decode import SUFFIXES, ImageError
 
 Ranked = list[tuple[str, float]]
-Classify = Callable[[bytes], tuple[Ranked, str]]  # an encoded picture -> (label, probability), best first, and version
+# an encoded picture -> (label, probability), best first, the model's version, whether it is none of the classes
+Classify = Callable[[bytes], tuple[Ranked, str, bool]]
 
 EXAMPLES = """
   python predict.py cat.jpg
@@ -42,12 +43,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one picture: ``predictions``, best first, or an ``error``."""
+    """What became of one picture: ``predictions``, best first, or an ``error``. ``unknown``: none of the classes."""
 
     name: str
     predictions: Ranked
     error: str | None = None
     model_version: str | None = None
+    unknown: bool = False
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--key", default=os.environ.get("OBJREC_KEY"), help="the endpoint's key, or set OBJREC_KEY")
     p.add_argument("--registry", type=Path, metavar="DIR", help="the registry that says what is in production")
     p.add_argument("--top-k", "--top_k", type=int, metavar="K", help="labels for each picture")
+    p.add_argument("--unknown", action="store_true", help="no label for pictures of none of the classes")
     p.add_argument("--json", action="store_true", help="a JSON object a line")
     p.add_argument("--csv", action="store_true", help="a row a picture")
     return p
@@ -166,12 +169,12 @@ def _label_one(picture: Picture, classify: Classify) -> Result:
     if picture.error is not None:
         return Result(picture.name, [], picture.error)
     try:
-        predictions, version = classify(read(picture))
+        predictions, version, unknown = classify(read(picture))
     except ImageError as error:
         return Result(picture.name, [], error.reason)
     except OSError as error:
         return Result(picture.name, [], error.strerror or str(error))
-    return Result(picture.name, predictions, model_version=version)
+    return Result(picture.name, predictions, model_version=version, unknown=unknown)
 
 
 def read(picture: Picture) -> bytes:
@@ -186,7 +189,7 @@ def read(picture: Picture) -> bytes:
 
 
 def _local(options: argparse.Namespace) -> tuple[Classify, int]:
-    from objrec.serving.predictor import Predictor
+    from objrec.serving.predictor import Predictor, softmax
     from objrec.serving.runtimes import cores
 
     defaults = _defaults()
@@ -194,13 +197,23 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     workers = cores()
     predictor = Predictor.load(model_dir, threads=1, workers=workers, max_pixels=defaults["images"]["max_pixels"])
     top_k = options.top_k or defaults["serve"]["top_k"]
-    return lambda data: (predictor.predict([data], top_k=top_k)[0], predictor.card.sha256), workers
+    if options.unknown and predictor.card.unknown is None:
+        raise UserError(f"--unknown: {model_dir} has no threshold for unknown pictures: train it again")
+
+    def classify(data: bytes) -> tuple[Ranked, str, bool]:
+        logits = predictor.logits(predictor.pixels(data)[None])
+        ranked = predictor.ranked(softmax(logits, predictor.card.temperature)[0], top_k)
+        return ranked, predictor.card.sha256, options.unknown and bool(predictor.is_unknown(logits)[0])
+
+    return classify, workers
 
 
 def _remote(options: argparse.Namespace) -> tuple[Classify, int]:
     from objrec.serving.client import Endpoint
 
-    endpoint = Endpoint(options.endpoint, key=options.key, top_k=options.top_k or _defaults()["serve"]["top_k"])
+    endpoint = Endpoint(
+        options.endpoint, key=options.key, top_k=options.top_k or _defaults()["serve"]["top_k"], unknown=options.unknown
+    )
     return endpoint.classify, 4
 
 
@@ -237,7 +250,7 @@ def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result], Non
             print(as_json(result), file=out, flush=True)
         elif result.error is None:
             words = "  ".join(f"{name} {100 * p:.1f} %" for name, p in result.predictions)
-            print(f"{result.name}  {words}", file=out, flush=True)
+            print(f"{result.name}  {'unknown: ' if result.unknown else ''}{words}", file=out, flush=True)
 
     return show
 
@@ -251,7 +264,8 @@ def as_json(result: Result) -> str:
     best, probability = result.predictions[0]
     content = {
         "image": result.name,
-        "label": best,
+        "label": None if result.unknown else best,
+        **({"reason": "unknown"} if result.unknown else {}),
         "probability": probability,
         "predictions": [{"label": name, "probability": p} for name, p in result.predictions],
         "model_version": result.model_version,
@@ -268,7 +282,8 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result],
     def show(result: Result) -> None:
         best = result.predictions[0] if result.predictions else ("", "")
         others = " ".join(f"{name}:{p:.4f}" for name, p in result.predictions[1:])
-        writer.writerow([result.name, *best, others, result.error or ""])
+        label = "" if result.unknown else best[0]
+        writer.writerow([result.name, label, best[1], others, result.error or ("unknown" if result.unknown else "")])
         out.flush()
 
     return show

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluation_model import COLOURS, evaluate, write_model, write_pictures
@@ -17,7 +21,8 @@ from objrec.config.load import load_config
 from objrec.models.card import ModelCard
 from objrec.registry.records import Record
 from objrec.registry.store import FolderRegistry
-from objrec.serving import service
+from objrec.serving import handler, service
+from objrec.serving.predictor import Predictor
 from objrec.serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,14 +34,15 @@ def by_evaluate(out: Path, model: Path, test: Path) -> tuple[float, dict[str, st
         return accuracy["accuracy"], {row["path"]: row["prediction"] for row in csv.DictReader(file)}
 
 
-def by_predict(model: Path, test: Path) -> dict[str, str]:
-    line = [sys.executable, ROOT / "predict.py", str(test), "--model", str(model), "--json"]
+def by_predict(test: Path, *arguments: object) -> dict[str, dict[str, Any]]:
+    line = [sys.executable, ROOT / "predict.py", str(test), *map(str, arguments), "--json"]
     done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     rows = [json.loads(text) for text in done.stdout.splitlines()]
-    return {"/".join(Path(r["image"]).parts[-2:]): r.get("label") or "" for r in rows}
+    return {"/".join(Path(row["image"]).parts[-2:]): row for row in rows}
 
 
-def by_endpoint(registry: Path, model: Path, test: Path, paths: list[str]) -> dict[str, str]:
+@contextmanager
+def endpoint(registry: Path, model: Path) -> Iterator[str]:
     card = ModelCard.load(model)
     store = FolderRegistry(registry)
     record = Record(
@@ -49,18 +55,10 @@ def by_endpoint(registry: Path, model: Path, test: Path, paths: list[str]) -> di
     store.add(model, record)
     store.promote(record)
     config = load_config(["serve.runtime=onnxruntime", "serve.precision=fp32"])
-    started = service.ensure_started(Settings.of(config, registry_dir=str(registry.resolve())))
-    found = {}
     try:
-        for path in paths:
-            request = urllib.request.Request(
-                f"{started.url}/score", (test / path).read_bytes(), {"Content-Type": "image/jpeg"}
-            )
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                found[path] = json.load(answer)["label"]
+        yield service.ensure_started(Settings.of(config, registry_dir=str(registry.resolve()))).url
     finally:
         service.stop(registry)
-    return found
 
 
 def test_all_three_agree_to_the_last_picture(tmp_path: Path) -> None:
@@ -69,12 +67,42 @@ def test_all_three_agree_to_the_last_picture(tmp_path: Path) -> None:
     (test / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     accuracy, evaluated = by_evaluate(tmp_path / "out", model, test)
     assert 0.4 < accuracy < 0.95
-    readable = [path for path, label in evaluated.items() if label]
-    assert len(readable) == 160 and len(evaluated) == 161
-    predicted = by_predict(model, test)
-    assert predicted == evaluated
-    served = by_endpoint(tmp_path / "registry", model, test, readable)
-    assert served == {path: evaluated[path] for path in readable}
-    for labels in (predicted, served):
-        right = sum(path.split("/")[0] == label for path, label in labels.items())
+    assert len([path for path, label in evaluated.items() if label]) == 160 and len(evaluated) == 161
+    with endpoint(tmp_path / "registry", model) as url:
+        answers = [by_predict(test, "--model", model), by_predict(test, "--endpoint", url)]
+    for found in answers:
+        assert {path: row.get("label", "") for path, row in found.items()} == evaluated
+        right = sum(path.split("/")[0] == row.get("label") for path, row in found.items())
         assert right / len(evaluated) == pytest.approx(accuracy)
+
+
+def test_unknown_only_when_asked_for_and_the_same_everywhere(tmp_path: Path) -> None:
+    rule = {"score": "energy", "threshold": 3.2, "keep": 0.95, "auroc": 0.9, "num_images": 10}
+    model = write_model(tmp_path / "model", sorted(COLOURS), unknown=rule)
+    test = write_pictures(tmp_path / "test", sorted(COLOURS), count=10)
+    _, report = evaluate(tmp_path / "out", model_dir=model, test_dir=test)
+    with (report / "predictions.csv").open(newline="") as file:
+        rejected = {row["path"] for row in csv.DictReader(file) if float(row["unknown_score"]) < rule["threshold"]}
+    assert 5 < len(rejected) < 35
+    share = json.loads((report / "metrics.json").read_text())["unknown"]["known_rejected"]
+    assert share == pytest.approx(len(rejected) / 40)
+    with endpoint(tmp_path / "registry", model) as url:
+        for where in (("--model", model), ("--endpoint", url)):
+            asked = by_predict(test, *where, "--unknown")
+            assert {path for path, row in asked.items() if row["label"] is None} == rejected
+            assert {row.get("reason") for path, row in asked.items() if path in rejected} == {"unknown"}
+            assert not any("reason" in row for path, row in asked.items() if path not in rejected)
+            assert all(row["label"] for row in by_predict(test, *where).values())
+        picture = (test / "red" / "000.jpg").read_bytes()
+        body = json.dumps({"data": base64.b64encode(picture).decode(), "unknown": True}).encode()
+        request = urllib.request.Request(f"{url}/score", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert (json.load(answer)["label"] is None) == ("red/000.jpg" in rejected)
+
+
+def test_a_model_without_a_threshold_says_so(tmp_path: Path) -> None:
+    predictor = Predictor.load(write_model(tmp_path / "model", sorted(COLOURS)))
+    picture = (write_pictures(tmp_path / "test", ["red"], count=1) / "red" / "000.jpg").read_bytes()
+    body = json.dumps({"data": base64.b64encode(picture).decode(), "unknown": True}).encode()
+    answer = handler.score(body, "application/json", predictor)
+    assert (answer.status, answer.body["error"]) == (422, "no_threshold")

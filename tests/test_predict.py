@@ -159,10 +159,10 @@ def test_memory_is_flat_and_order_is_kept_over_ten_thousand_pictures() -> None:
         for i in range(10_000):
             yield predict.Picture(str(i), bytes(data) + bytes([i % 256]))
 
-    def classify(given: bytes) -> tuple[predict.Ranked, str]:
+    def classify(given: bytes) -> tuple[predict.Ranked, str, bool]:
         if given[-1] == 7:
             raise ImageError("corrupt", "bad")
-        return [("a", 1.0)], "v"
+        return [("a", 1.0)], "v", False
 
     tracemalloc.start()
     try:

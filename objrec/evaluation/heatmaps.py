@@ -30,10 +30,12 @@ class Explainer:
     Attributes:
         method: for people.
         explain: uint8 pixels (N, size, size, 3) and (N,) classes -> maps of what spoke for each class.
+        pictures: how many a report can afford to have explained.
     """
 
     method: str
     explain: Explain
+    pictures: int
 
 
 def make_explainer(
@@ -48,10 +50,11 @@ def make_explainer(
         except NoRuleError:
             continue
         method = f"Grad-CAM on the {size[0]} x {size[1]} feature map '{layer}'"
-        return Explainer(method, partial(_grad_cam, _session(extended), preprocessing, layer))
+        return Explainer(method, partial(_grad_cam, _session(extended), preprocessing, layer), pictures=36)
     return Explainer(
         f"occlusion: how far the probability falls when one of {OCCLUDED} x {OCCLUDED} squares is covered",
         partial(_occlusion, forward),
+        pictures=12,  # each takes OCCLUDED ** 2 passes
     )
 
 

@@ -68,7 +68,7 @@ def _page(study: Study, model: Model, *, model_dir: Path, train_dir: Path | None
     method, heats = "", {}
     if explained:
         explainer = make_explainer(model_dir, study.card.preprocessing, model.logits)
-        method, heats = explainer.method, heat_maps(explainer, p, pixels, explained)
+        method, heats = explainer.method, heat_maps(explainer, p, pixels, explained[: explainer.pictures])
     doubts = [
         Card(
             s["index"],

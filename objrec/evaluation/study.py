@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -31,6 +31,9 @@ NUM_OUTLIERS: Final = 60  # few enough not to be felt beside the test pictures
 OUTLIER_SEED: Final = 1  # others than those on which training chose the score
 
 
+_Columns = dict[str, list[Any]]
+
+
 class Model(Protocol):
     """A model that can be evaluated, such as ``objrec.serving.predictor.Predictor``."""
 
@@ -56,22 +59,22 @@ class Study:
     """What an evaluation found.
 
     Attributes:
-        predictions: of the model, and ``other`` of the one that it is compared with.
+        predictions: of the model, and ``other`` of the one that it is compared with, if any.
         metrics: the content of ``metrics.json``.
         columns: further columns of ``predictions.csv``, each with a value per picture.
         unknown_scores: rows of ``unknown.csv``: kind, picture, score.
         manifest: the manifest row of each picture, empty where none is known.
+        suspects: pictures with a doubtful label, see ``label_errors.suspects``.
     """
 
     card: ModelCard
     predictions: Predictions
     metrics: dict[str, Any]
-    columns: dict[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]]
     unknown_scores: list[dict[str, Any]]
     manifest: Sequence[Mapping[str, Any]]
-    other_card: ModelCard | None = None
-    other: Predictions | None = None
-    suspects: list[dict[str, Any]] = field(default_factory=list)
+    suspects: list[dict[str, Any]]
+    other: Predictions | None
 
 
 def conduct(
@@ -100,24 +103,10 @@ def conduct(
     p = predictions_of(outcome, card.temperature)
     manifest_rows = provenance.read_manifest(raw_data_dir) if raw_data_dir is not None else []
     manifest = provenance.rows_of(outcome, manifest_rows)
-    metrics: dict[str, Any] = {
-        **summarize(p),
-        "test_data_fingerprint": outcome.fingerprint,
-        "model_sha256": card.sha256,
-        "unreadable": outcome.reasons,
-        "no_pictures_by_name": outcome.others,
-        "reliability": reliability_rows(p),
-        "confusion_matrix": {"classes": card.class_names, "counts": confusion_matrix(p).tolist()},
-        "per_class": per_class(p),
-        "data": provenance.facts(manifest_rows),
-    }
-    columns: dict[str, list[Any]] = {}
+    metrics: dict[str, Any] = {**_numbers(p, card), "data": provenance.facts(manifest_rows)}
+    columns: _Columns = {}
     metrics["unknown"], scores = _unknowns(model, outcome, unknown_dir, settings, columns)
-    found = label_errors.suspects(p)
-    metrics["label_suspects"] = {"method": label_errors.METHOD, "pictures": [_without_index(s) for s in found]}
-    columns["suggested_label"] = [""] * len(outcome.paths)
-    for suspect in found:
-        columns["suggested_label"][suspect["index"]] = suspect["suggested"]
+    metrics["label_suspects"], suspects = _suspects(p, columns)
     metrics["near_duplicates"] = _duplicates(outcome, train_dir, settings)
     if settings.slices:
         slices = provenance.slice_columns(outcome, manifest)
@@ -125,9 +114,9 @@ def conduct(
         metrics["slices"] = provenance.slice_rows(p, slices)
     if settings.robustness:
         metrics["robustness"] = _robustness(model, test_dir, settings, p, columns)
-    theirs = _other(other, p, test_dir, settings) if other is not None else None
-    if theirs is not None:
-        assert other is not None
+    theirs = None
+    if other is not None:
+        theirs = _other(other, p, test_dir, settings)
         metrics["compare"] = {"other_model_sha256": other.card.sha256, **compare(p, theirs)}
         columns["other_prediction"] = prediction_names(theirs)
     return Study(
@@ -137,14 +126,32 @@ def conduct(
         columns=columns,
         unknown_scores=scores,
         manifest=manifest,
-        other_card=other.card if other is not None else None,
+        suspects=suspects,
         other=theirs,
-        suspects=found,
     )
 
 
-def _without_index(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k != "index"}
+def _numbers(p: Predictions, card: ModelCard) -> dict[str, Any]:
+    outcome = p.outcome
+    return {
+        **summarize(p),
+        "test_data_fingerprint": outcome.fingerprint,
+        "model_sha256": card.sha256,
+        "unreadable": outcome.reasons,
+        "no_pictures_by_name": outcome.others,
+        "reliability": reliability_rows(p),
+        "confusion_matrix": {"classes": outcome.classes, "counts": confusion_matrix(p).tolist()},
+        "per_class": per_class(p),
+    }
+
+
+def _suspects(p: Predictions, columns: _Columns) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    found = label_errors.suspects(p)
+    columns["suggested_label"] = [""] * len(p.outcome.paths)
+    for suspect in found:
+        columns["suggested_label"][suspect["index"]] = suspect["suggested"]
+    rows = [{k: v for k, v in suspect.items() if k != "index"} for suspect in found]
+    return {"method": label_errors.METHOD, "pictures": rows}, found
 
 
 def _duplicates(outcome: Outcome, train_dir: Path | None, settings: Settings) -> dict[str, Any]:
@@ -156,11 +163,11 @@ def _duplicates(outcome: Outcome, train_dir: Path | None, settings: Settings) ->
 
 
 def _unknowns(
-    model: Model, outcome: Outcome, unknown_dir: Path | None, settings: Settings, columns: dict[str, list[Any]]
+    model: Model, outcome: Outcome, unknown_dir: Path | None, settings: Settings, columns: _Columns
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score test pictures, drawn noise and ``unknown_dir``, and measure how well the scores part them."""
     card = model.card
-    rule: Mapping[str, Any] | None = getattr(card, "unknown", None)
+    rule = card.unknown
     method = rule["score"] if rule else unknown.SCORES[0]
     known = unknown.score(outcome.logits, method, card.temperature)
     columns["unknown_score"] = [float(s) if r else "" for s, r in zip(known, outcome.readable, strict=True)]
@@ -206,7 +213,7 @@ def _outside(model: Model, folder: Path, settings: Settings) -> tuple[list[str],
 
 
 def _robustness(
-    model: Model, test_dir: Path, settings: Settings, p: Predictions, columns: dict[str, list[Any]]
+    model: Model, test_dir: Path, settings: Settings, p: Predictions, columns: _Columns
 ) -> list[dict[str, Any]]:
     rows = []
     for kind in PERTURBATIONS:

@@ -46,14 +46,18 @@ class Prediction(BaseModel):
 
 
 class Score(BaseModel):
-    """The best label, and the best few with their probabilities."""
+    """The best label, and the best few with their probabilities.
+
+    With ``unknown=true`` a picture of none of the classes has the label null and the reason ``unknown``.
+    """
 
     model_config = ConfigDict(protected_namespaces=())
 
-    label: str
+    label: str | None
     probability: float
     predictions: list[Prediction]
     model_version: str
+    reason: str | None = None
 
 
 class Problem(BaseModel):
@@ -120,6 +124,7 @@ BODY = {
                             "description": "the picture, as base64",
                         },
                         "top_k": {"type": "integer", "minimum": 1, "maximum": handler.MAX_TOP_K},
+                        "unknown": {"type": "boolean"},
                     },
                 }
             },
@@ -148,6 +153,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 TopK = Annotated[int | None, Query(ge=1, le=handler.MAX_TOP_K, description="how many labels to answer with")]
+Unknown = Annotated[bool, Query(description="whether to answer with no label for a picture of none of the classes")]
 
 
 def create_app(state: State) -> FastAPI:
@@ -178,8 +184,8 @@ def create_app(state: State) -> FastAPI:
     html = importlib.resources.files("objrec.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.post("/score", response_model=Score, responses=PROBLEMS, openapi_extra=BODY, summary="Classify a picture")
-    async def score(request: Request, top_k: TopK = None) -> Response:
-        return _response(await _score(state, request, top_k))
+    async def score(request: Request, top_k: TopK = None, unknown: Unknown = False) -> Response:
+        return _response(await _score(state, request, top_k, unknown))
 
     @app.get("/livez", summary="Is the process alive?")
     async def livez() -> dict[str, str]:
@@ -247,7 +253,7 @@ async def _follow(state: State) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _score(state: State, request: Request, top_k: int | None) -> Answer:
+async def _score(state: State, request: Request, top_k: int | None, unknown: bool) -> Answer:
     _check_key(state, request)
     settings, loaded, metrics = state.settings, state.serving(), state.metrics
     kind = request.headers.get("content-type")
@@ -261,15 +267,20 @@ async def _score(state: State, request: Request, top_k: int | None) -> Answer:
         upload = handler.read(body, kind, max_bytes=settings.max_bytes)
         pixels = handler.decode(upload, loaded.predictor)
         decoded = time.perf_counter()
-        probabilities = loaded.predictor.probabilities(pixels[None])[0]
+        logits = loaded.predictor.logits(pixels[None])
         done = time.perf_counter()
-        answer = handler.answer(probabilities, loaded.predictor, top_k=top_k or upload.top_k or settings.top_k)
+        answer = handler.answer(
+            logits,
+            loaded.predictor,
+            top_k=top_k or upload.top_k or settings.top_k,
+            unknown=unknown or upload.unknown,
+        )
         for stage, seconds in (("wait", began - arrived), ("decode", decoded - began), ("model", done - decoded)):
             metrics.stages.labels(stage).observe(seconds)
         return answer, done - began
 
     answer, seconds = await state.scheduler.run(work)
-    label, probability = answer.body["label"], answer.body["probability"]
+    label, probability = answer.body["label"] or answer.body["reason"], answer.body["probability"]
     metrics.predictions.labels(label).observe(probability)
     request.state.fields.update(
         bytes=len(body),

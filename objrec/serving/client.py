@@ -25,13 +25,13 @@ class Endpoint:
 
     Args:
         url: its address, with or without ``/score``.
-        key: sent as ``X-API-Key``.
+        key: sent as ``Authorization: Bearer``, which a managed endpoint in the cloud takes too.
 
     Raises:
         UserError: for an address that is no http or https URL.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, top_k: int = 5) -> None:
+    def __init__(self, url: str, *, key: str | None = None, top_k: int = 5, unknown: bool = False) -> None:
         parts = urlsplit(url)
         try:
             valid = (
@@ -44,16 +44,16 @@ class Endpoint:
         self.url = url
         path = parts.path.rstrip("/")
         path = path if path.endswith("/score") else f"{path}/score"
-        self._path = f"{path}?{urlencode({'top_k': top_k})}"
+        self._path = f"{path}?{urlencode({'top_k': top_k, **({'unknown': 'true'} if unknown else {})})}"
         self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._host, self._port = parts.hostname or "", parts.port
         self._headers = {"Content-Type": "application/octet-stream", "User-Agent": "objrec-predict"}
         if key:
-            self._headers["X-API-Key"] = key
+            self._headers["Authorization"] = f"Bearer {key}"
         self._own = threading.local()
 
-    def classify(self, data: bytes) -> tuple[list[tuple[str, float]], str]:
-        """Return (label, probability), best first, and the model's version.
+    def classify(self, data: bytes) -> tuple[list[tuple[str, float]], str, bool]:
+        """Return (label, probability), best first, the model's version, and whether it is none of the classes.
 
         Raises:
             ImageError: the endpoint refused this picture.
@@ -66,7 +66,8 @@ class Endpoint:
         if 400 <= status < 500 and "reason" in answer and status not in (404, 405, 429):
             raise ImageError("corrupt", f"{reason} ({status})")
         try:
-            return [(p["label"], p["probability"]) for p in answer["predictions"]], answer["model_version"]
+            predictions = [(p["label"], p["probability"]) for p in answer["predictions"]]
+            return predictions, answer["model_version"], answer["label"] is None
         except (KeyError, TypeError):
             raise UserError(f"{self.url} does not answer as an endpoint does: {reason}") from None
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What a client sent: an encoded picture, and how many labels it wants."""
+    """What a client sent: an encoded picture, how many labels it wants, and whether ``unknown`` may be the answer."""
 
     data: bytes
     top_k: int | None = None
+    unknown: bool = False
 
 
 def score(
@@ -60,8 +62,8 @@ def score(
     """Answer a scoring request. Never raises for what a client can do wrong."""
     try:
         upload = read(body, content_type, max_bytes=max_bytes)
-        probabilities = predictor.probabilities(decode(upload, predictor)[None])[0]
-        return answer(probabilities, predictor, top_k=upload.top_k or top_k)
+        logits = predictor.logits(decode(upload, predictor)[None])
+        return answer(logits, predictor, top_k=upload.top_k or top_k, unknown=upload.unknown)
     except RequestError as error:
         return Answer.of_error(error)
 
@@ -76,14 +78,28 @@ def decode(upload: Upload, predictor: Predictor) -> Any:
         raise RequestError(STATUS_OF[error.status], error.status, error.reason) from None
 
 
-def answer(probabilities: Any, predictor: Predictor, *, top_k: int) -> Answer:
-    """Turn (classes,) probabilities into the contract's answer."""
-    ranked = predictor.ranked(probabilities, top_k)
+def answer(logits: Any, predictor: Predictor, *, top_k: int, unknown: bool = False) -> Answer:
+    """Turn (1, classes) logits into the contract's answer.
+
+    Args:
+        unknown: whether to answer with the label None and a reason for a picture of none of the classes.
+
+    Raises:
+        RequestError: ``unknown`` is asked for and the model has no threshold for it.
+    """
+    from objrec.serving.predictor import softmax
+
+    ranked = predictor.ranked(softmax(logits, predictor.card.temperature)[0], top_k)
     label, probability = ranked[0]
+    try:
+        rejected = unknown and bool(predictor.is_unknown(logits)[0])
+    except UserError as error:
+        raise RequestError(422, "no_threshold", str(error)) from None
     return Answer(
         200,
         {
-            "label": label,
+            "label": None if rejected else label,
+            **({"reason": "unknown"} if rejected else {}),
             "probability": probability,
             "predictions": [{"label": name, "probability": p} for name, p in ranked],
             "model_version": predictor.card.sha256,
@@ -150,7 +166,10 @@ def _read_json(body: bytes) -> Upload:
     data = content.get("data")
     if not isinstance(data, str):
         raise RequestError(422, "no_data", "the JSON object has no text under 'data'")
-    return Upload(from_base64(data), top_k=top_k)
+    unknown = content.get("unknown", False)
+    if not isinstance(unknown, bool):
+        raise RequestError(422, "unknown", "'unknown' should be true or false")
+    return Upload(from_base64(data), top_k=top_k, unknown=unknown)
 
 
 def check_top_k(value: Any) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from objrec.config.errors import UserError
 from objrec.models.card import ModelCard
 
 if TYPE_CHECKING:
@@ -84,6 +85,18 @@ class Predictor:
     def predict(self, pictures: Iterable[bytes | Path], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Return for each picture its ``top_k`` (label, probability), best first. Raises ImageError for a bad one."""
         return [self.ranked(self.probabilities(self.pixels(p)[None])[0], top_k) for p in pictures]
+
+    def is_unknown(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Return (N,): which of (N, classes) logits are of pictures that show none of the classes.
+
+        Raises:
+            UserError: the model folder has no threshold for it.
+        """
+        from objrec.evaluation.unknown import is_unknown
+
+        if self.card.unknown is None:
+            raise UserError("this model has no threshold for unknown pictures: train it again")
+        return is_unknown(logits, self.card.unknown, self.card.temperature)
 
     def ranked(self, probabilities: npt.NDArray[np.float64], top_k: int) -> list[tuple[str, float]]:
         """Pair the ``top_k`` largest of (classes,) probabilities with their labels, best first."""
