@@ -1,6 +1,6 @@
 """How fast is the endpoint? Whole path over HTTP, beside decode plus model alone and beside LitServe, interleaved.
 
-    python benchmarks/serving.py [--litserve PYTHON] [--model DIR] [--picture FILE] [--rounds 6] [--seconds 1.5]
+    python benchmarks/serving.py [--litserve PYTHON] [--model DIR] [--picture FILE] [--rounds 5] [--seconds 1]
 
 PYTHON is an interpreter that has litserve and this project's dependencies; without it the peer is left out. Every
 contender is started first and idles while another is measured; each round measures all of them in turn, so that a
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import copy
 import io
 import json
 import os
@@ -42,8 +43,8 @@ def main() -> None:
     p.add_argument("--litserve", metavar="PYTHON")
     p.add_argument("--model", type=Path)
     p.add_argument("--picture", type=Path)
-    p.add_argument("--rounds", type=int, default=6)
-    p.add_argument("--seconds", type=float, default=1.5)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--seconds", type=float, default=1.0)
     p.add_argument(
         "--configurations", default="onnxruntime:fp32,openvino:fp32,openvino:bf16,onnxruntime:int8,openvino:int8"
     )
@@ -72,8 +73,14 @@ def main() -> None:
 class Contender:
     """A server's address and its request; ``alone`` is decode plus model without it, where that can be measured."""
 
-    def __init__(self, port: int, request: bytes, alone: Callable[[], Any] | None = None, pid: int = 0) -> None:
-        self.port, self.request, self.alone, self.pid = port, request, alone, pid
+    def __init__(self, port: int, picture: bytes, alone: Callable[[], Any] | None = None, pid: int = 0) -> None:
+        self.port, self.picture, self.alone, self.pid = port, picture, alone, pid
+        self.request = post_request(port, picture, as_base64=False)
+
+    def as_base64(self) -> Contender:
+        other = copy.copy(self)
+        other.request = post_request(self.port, self.picture, as_base64=True)
+        return other
 
 
 def measure(contenders: dict[str, Contender], *, rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
@@ -92,6 +99,7 @@ def measure(contenders: dict[str, Contender], *, rounds: int, seconds: float) ->
             note(name, "per_second", rate)
             if c.alone is not None:
                 note(name, "cpu_ms", 1000 * (cpu_seconds(c.pid) - before) / count)
+                note(name, "base64_per_second", throughput(c.as_base64(), clients=CLIENTS, seconds=seconds)[1])
                 before = time.process_time()
                 count, rate = alone_throughput(c.alone, seconds=seconds)
                 note(name, "alone_per_second", rate)
@@ -197,10 +205,11 @@ class Client:
         return body
 
 
-def post_request(port: int, picture: bytes) -> bytes:
-    """JSON with base64 for everyone: what the peer takes by default, and the heavier way for us."""
-    body = json.dumps({"data": base64.b64encode(picture).decode()}).encode()
-    head = f"POST /score HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+def post_request(port: int, picture: bytes, *, as_base64: bool) -> bytes:
+    """Return a request with the picture's bytes, or with base64 in JSON, which is what the peer takes by default."""
+    body = json.dumps({"data": base64.b64encode(picture).decode()}).encode() if as_base64 else picture
+    kind = "application/json" if as_base64 else "image/jpeg"
+    head = f"POST /score HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -252,7 +261,7 @@ def ours(scratch: Path, model: Path, picture: bytes, runtime: str, precision: st
         )
         yield Contender(
             port,
-            post_request(port, picture),
+            picture,
             lambda: predictor.probabilities(predictor.pixels(picture)[None]),
             started.pid,
         )
@@ -273,7 +282,7 @@ def litserve(python: str, model: Path, picture: bytes, batch: int, workers: int)
         start_new_session=True,
     )
     try:
-        contender = Contender(port, post_request(port, picture))
+        contender = Contender(port, picture).as_base64()
         deadline = time.monotonic() + 120
         while True:
             try:
@@ -298,10 +307,10 @@ def make_model(folder: Path) -> Path:
     from objrec.models.folder import save_model_folder
 
     torch.manual_seed(0)
-    model = build_backbone(name="resnet18", num_classes=10, image_size=224)
+    model = build_backbone(name="resnet18", num_classes=10, image_size=224).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # timm zeroes some, which an optimiser could leave out
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.constant_(module.weight, 0.3)
     save_model_folder(
         folder,
         model,
@@ -350,15 +359,14 @@ def report(figures: dict[str, dict[str, list[float]]], size: int) -> None:
     peer = max(
         (statistics.median(f["per_second"]) for name, f in figures.items() if name.startswith("LitServe")), default=None
     )
-    print(
-        f"{CLIENTS} clients, a JPEG of {size // 1000} kB as base64 in JSON, ResNet-18 at 224 px, {CORES} cores, {cpu()}"
-    )
-    print("| | pictures/s | spread | x LitServe | of alone | CPU ms, alone | one client, ms | x alone |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"{CLIENTS} clients, a JPEG of {size // 1000} kB, ResNet-18 at 224 px, {CORES} cores, {cpu()}")
+    print("| | pictures/s | spread | as base64 | x LitServe | of alone | CPU ms, alone | one client, ms | x alone |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, f in figures.items():
         rate = statistics.median(f["per_second"])
         cells = [f"{rate:.1f}", f"{min(f['per_second']):.1f} to {max(f['per_second']):.1f}"]
-        cells.append(f"{rate / peer:.2f}" if peer else "")
+        encoded = statistics.median(f.get("base64_per_second", [rate]))
+        cells += [f"{encoded:.1f}", f"{rate / peer:.2f}, {encoded / peer:.2f}" if peer else ""]
         if "alone_per_second" in f:
             ratios = [a / b for a, b in zip(f["per_second"], f["alone_per_second"], strict=True)]
             slower = [a / b for a, b in zip(f["latency_ms"], f["alone_ms"], strict=True)]

@@ -1,4 +1,4 @@
-"""The first two steps under the runner, as a process of its own that a test can kill: ``pipeline_driver.py OVERRIDE...``"""
+"""The first two steps under the runner, also as a process that a test can kill: ``pipeline_driver.py OVERRIDE...``"""
 
 from __future__ import annotations
 

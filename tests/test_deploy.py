@@ -98,6 +98,17 @@ def test_a_model_that_is_not_what_was_evaluated_is_not_deployed(place: Path) -> 
     assert FolderRegistry(place / "registry").production() is None
 
 
+def test_significance_compares_both_models_on_the_same_pictures(place: Path) -> None:
+    settings = ("deploy.start=false", "deploy.require_significance=true")
+    deploy(place, make_model(place / "m0"), 0.9, *settings)
+    refused = deploy(place, make_model(place / "m1", seed=1), 0.95, *settings)  # both are right on all 24 pictures
+    assert refused["rule"] == "not_significant" and "p = 1.000" in refused["decision"]
+    worse = make_model(place / "m2", training_data="other", mirrored=True)
+    deploy(place, worse, 0.1, "deploy.start=false")  # never right; changed data deploys it
+    better = make_model(place / "m3", seed=3, training_data="other")
+    assert deploy(place, better, 0.95, *settings)["deployed"]
+
+
 def test_a_refusal_is_quick_and_imports_no_runtime(place: Path) -> None:
     model = make_model(place / "m")
     deploy(place, model, 0.9)

@@ -26,7 +26,7 @@ from tests.test_sources_local import picture, write_folder, write_zip
 def ingest(target: Path, *overrides: str) -> list[dict[str, Any]]:
     """Run the step as the runner would and return the manifest."""
     target.mkdir()
-    config = load_config(overrides)
+    config = load_config([f"cache_dir={target.parent / 'cache'}", *overrides])
     inputs = {"source_dir": Path(config.source.path)} if config.source.path else {}
     STEP.run(restrict(config, STEP), inputs, {"raw_data_dir": target})
     rows = [json.loads(line) for line in (target / "manifest.jsonl").read_text().splitlines()]
@@ -109,21 +109,29 @@ def outcome(class_name: str, number: int, content: int | None) -> Outcome:
     if content is None:
         return Outcome(candidate=candidate, status="corrupt", reason="test")
     sha = hashlib.sha256(str(content).encode()).hexdigest()
-    found = Picture(sha256=sha, size=1, width=64, height=64, extension="jpg", hash=hash(sha) % 2**64)
-    return Outcome(candidate=candidate, picture=found)
+    bits = int(hashlib.sha256(str(content // 3).encode()).hexdigest(), 16)  # 3k, 3k + 1 and 3k + 2 resemble each other
+    rows, columns = (bits ^ (0b11111 << 5 * (content % 3))) & MASK, bits >> 64 & MASK
+    found = Picture(sha256=sha, size=1, width=64, height=64, extension="jpg", rows=rows, columns=columns)
+    return Outcome(candidate=candidate, picture=found, exact=content % 5 == 0)
 
 
-contents = st.lists(st.none() | st.integers(0, 15), max_size=20)
+MASK = 2**64 - 1
+contents = st.lists(st.none() | st.integers(0, 24), max_size=20)
 
 
-@given(offers=st.lists(contents, min_size=2, max_size=4), wanted=st.integers(1, 6), seed=st.integers(0, 1000))
+@given(
+    offers=st.lists(contents, min_size=2, max_size=4),
+    wanted=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+    distance=st.sampled_from([None, 0, 5, 7]),
+)
 def test_the_selection_does_not_depend_on_the_order_of_the_classes(
-    offers: list[list[int | None]], wanted: int, seed: int
+    offers: list[list[int | None]], wanted: int, seed: int, distance: int | None
 ) -> None:
     names = [f"class{i}" for i in range(len(offers))]
 
     def fill(pick: random.Random) -> list[dict[str, Any]]:
-        selection = Selection(names, wanted)
+        selection = Selection(names, wanted, distance=distance)
         queues = {n: [outcome(n, i, c) for i, c in enumerate(o)] for n, o in zip(names, offers, strict=True)}
         while ready := [n for n in names if queues[n] and selection.missing(n)]:
             selection.add(queues[n := pick.choice(ready)].pop(0))
@@ -131,6 +139,7 @@ def test_the_selection_does_not_depend_on_the_order_of_the_classes(
         for n in names:
             kept = [r["sha256"] for r in rows if r["class"] == n and r["status"] == "kept"]
             assert len(kept) == len(set(kept)) == selection.kept(n) <= wanted
+            assert selection.statuses(n) == Counter(r["status"] for r in rows if r["class"] == n)
             assert len(kept) == wanted or not queues[n]
         return rows
 

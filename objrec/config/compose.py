@@ -47,6 +47,33 @@ def quote_path(override: str) -> str:
     return f"{key}='{escaped}'"
 
 
+def expand_sources(overrides: Sequence[str]) -> list[str]:
+    """Turn ``source=[a,b]`` into what Hydra's groups can say: ``source=several`` with each of them as a member.
+
+    A list with a name that is no source is left as it is, for the message to show what was typed.
+    """
+    folders = [config_dir(), *(o.split("=", 1)[1] for o in overrides if o.startswith("--config-dir="))]
+    expanded: list[str] = []
+    for override in overrides:
+        found = re.fullmatch(r"source=\[(.*)\]", override)
+        names = [n.strip(" '\"") for n in found.group(1).split(",")] if found else []
+        if len(set(names)) == len(names) > 0 and all(
+            any((Path(f) / "source" / f"{n}.yaml").is_file() for f in folders) for n in names
+        ):
+            expanded += (
+                [f"source={names[0]}"]
+                if len(names) == 1
+                else [
+                    "source=several",
+                    *(f"+source@source.members.{n}={n}" for n in names),
+                    f"source.order=[{','.join(names)}]",
+                ]
+            )
+        else:
+            expanded.append(override)
+    return expanded
+
+
 def compose_data(overrides: Sequence[str]) -> dict[str, Any]:
     """Return the composed configuration as plain data, interpolations resolved. Raises what Hydra raises."""
     from hydra import compose, initialize_config_dir

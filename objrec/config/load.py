@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from objrec.config.compose import compose_data, config_dir, quote_path, register_resolvers
+from objrec.config.compose import compose_data, config_dir, expand_sources, quote_path, register_resolvers
 from objrec.config.diagnose import check_nodes, diagnose, explain, illegal_additions
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
@@ -25,7 +25,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: with every unknown key, unknown group option, wrong type, out-of-range value and contradiction.
     """
-    overrides = [quote_path(o) for o in overrides]
+    overrides = expand_sources([quote_path(o) for o in overrides])
     try:
         data = compose_data(overrides)
     except Exception as error:

@@ -57,15 +57,52 @@ class Source(Section):
     path: Path
     endpoint: Annotated[str | None, UNKEYED]
     licenses: list[str] | None
+    members: dict[str, Node] | None = None  # of source=[a,b]: the nodes of a and b
+
+    @property
+    def targets(self) -> set[str]:
+        """Names of the classes of all its sources, without their modules."""
+        return {
+            str(n.get("_target_")).rpartition(".")[2]
+            for n in (self.members or {"": {"_target_": self.target}}).values()
+        }
 
 
 class Ingest(Section):
     num_images: Annotated[Int, Field(ge=1)]
     contact: Annotated[str | None, UNKEYED]
-    timeout: Annotated[Float, Field(gt=0), UNKEYED]
-    allow_private_addresses: Annotated[bool, UNKEYED]
-    max_bytes: Annotated[Int, Field(ge=1)]
     min_size: Annotated[Int, Field(ge=1)]
+    near_duplicate_bits: Annotated[Int, Field(ge=0, le=7)] | None
+    exclude: list[str]
+    refresh: Annotated[bool, UNKEYED]
+    timeout: Annotated[Float, Field(gt=0), UNKEYED]
+    class_timeout: Annotated[Float, Field(gt=0), UNKEYED]
+    max_bytes: Annotated[Int, Field(ge=1)]
+    retries: Annotated[Int, Field(ge=0, le=10), UNKEYED]
+    max_wait: Annotated[Float, Field(ge=0), UNKEYED]
+    connections: Annotated[Int, Field(ge=1, le=1000), UNKEYED]
+    connections_per_host: Annotated[Int, Field(ge=1, le=1000), UNKEYED]
+    host_rate: Annotated[Float, Field(gt=0), UNKEYED] | None
+    robots: bool
+    allow_private_addresses: Annotated[bool, UNKEYED]
+
+    @field_validator("contact")
+    @classmethod
+    def _is_address(cls, contact: str | None) -> str | None:
+        if contact is not None and not ("@" in contact or contact.startswith(("http://", "https://"))):
+            raise ValueError(f"'{contact}' should be an e-mail address or a URL of yours, as in me@example.org")
+        if contact is not None and not contact.isprintable():
+            raise ValueError("should hold no control characters")
+        return contact
+
+    @field_validator("exclude")
+    @classmethod
+    def _names_pictures(cls, exclude: list[str]) -> list[str]:
+        if bad := [
+            e for e in exclude if ":" not in e and not (len(e) >= 16 and set(e.lower()) <= set("0123456789abcdef"))
+        ]:
+            raise ValueError(f"'{bad[0]}' should be a URL, or at least 16 digits of a sha256 as in the manifest")
+        return exclude
 
 
 class Preprocess(Section):
@@ -156,7 +193,7 @@ class Export(Section):
 
 
 class Deploy(Section):
-    target: Literal["local"]
+    target: Literal["local", "azure"]
     start: bool
     min_improvement: Annotated[Float, Field(ge=0, le=1)]
     require_significance: bool
@@ -183,8 +220,98 @@ class Serve(Section):
     top_k: Annotated[Int, Field(ge=1)]
 
 
+class AzureCluster(Section):
+    """A cluster of virtual machines that shrinks to none when idle."""
+
+    cluster: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{1,23}$")]
+    size: str
+    gpus: Annotated[Int, Field(ge=0)]
+    max_nodes: Annotated[Int, Field(ge=1)]
+    idle_seconds: Annotated[Int, Field(ge=30)]
+    tier: Literal["dedicated", "low_priority"]
+
+
+class AzureTimeouts(Section):
+    """Seconds after which the platform stops a step."""
+
+    ingest: Annotated[Int, Field(ge=1)] | None
+    preprocess: Annotated[Int, Field(ge=1)] | None
+    train: Annotated[Int, Field(ge=1)] | None
+    evaluate: Annotated[Int, Field(ge=1)] | None
+    deploy: Annotated[Int, Field(ge=1)] | None
+
+
+class AzureEndpoint(Section):
+    """The managed online endpoint and the way traffic moves to a new deployment."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$")] | None
+    size: str
+    instances: Annotated[Int, Field(ge=1)]
+    traffic: Annotated[list[Annotated[Int, Field(ge=1, le=100)]], Field(min_length=1)]
+    settle_seconds: Annotated[Float, Field(ge=0)]
+    request_timeout_ms: Annotated[Int, Field(ge=1, le=180000)]
+    max_concurrent_requests: Annotated[Int, Field(ge=1)]
+    max_queue_wait_ms: Annotated[Int, Field(ge=1)]
+    smoke_images: Annotated[Int, Field(ge=1)]
+    keep_previous: bool
+
+    @field_validator("traffic")
+    @classmethod
+    def _rises_to_all(cls, traffic: list[int]) -> list[int]:
+        if traffic != sorted(set(traffic)) or traffic[-1] != 100:
+            raise ValueError(f"must rise to 100, got {traffic}: as in [10,50,100], or [100] for all at once")
+        return traffic
+
+
 class Azure(Section):
     config: str
+    experiment: str
+    name: str | None
+    dry_run: bool
+    wait: bool
+    poll_seconds: Annotated[Float, Field(gt=0)]
+    cleanup: bool
+    confirm: bool
+    retries: Annotated[Int, Field(ge=0, le=20)]
+    timeout: Annotated[Float, Field(gt=0)]
+    data: str | None
+    datastore: str | None
+    cpu: AzureCluster
+    gpu: AzureCluster
+    shm_size: Annotated[str, Field(pattern=r"^[0-9]+[bkmg]$")]
+    timeouts: AzureTimeouts
+    environment: str
+    vault_url: Annotated[str, Field(pattern=r"^https://[^/]+/?$")] | None
+    secrets: dict[str, str]
+    model_name: str
+    endpoint: AzureEndpoint
+
+    @field_validator("data")
+    @classmethod
+    def _is_an_asset(cls, data: str | None) -> str | None:
+        if data is not None and not data.startswith(("azureml:", "https://", "wasbs://", "abfss://")):
+            raise ValueError(
+                f"'{data}' is not data in the cloud: azureml:NAME:VERSION, or azureml://datastores/STORE/paths/FOLDER"
+            )
+        return data
+
+    @model_validator(mode="after")
+    def _secrets_have_a_vault(self) -> Self:
+        if self.secrets and self.vault_url is None:
+            raise ValueError("secrets need azure.vault_url=https://NAME.vault.azure.net, where they lie")
+        return self
+
+
+class Sweep(Section):
+    """How trials are chosen and stopped; what is varied stands in ``hydra.sweeper.params`` of the same file."""
+
+    algorithm: Literal["grid", "random", "bayesian"]
+    metric: Literal["val/acc", "val/loss"]
+    max_trials: Annotated[Int, Field(ge=1)]
+    max_concurrent_trials: Annotated[Int, Field(ge=1)]
+    trial_timeout: Annotated[Int, Field(ge=1)] | None
+    early_termination: Literal["none", "median", "bandit", "truncation"]
+    delay_epochs: Annotated[Int, Field(ge=0)]
 
 
 class Config(Section):
@@ -210,6 +337,7 @@ class Config(Section):
     deploy: Deploy
     serve: Serve
     azure: Annotated[Azure, UNKEYED]
+    sweep: Annotated[Sweep, UNKEYED]
 
     runs_dir: Annotated[str, UNKEYED]
     cache_dir: Annotated[str, UNKEYED]
@@ -231,12 +359,30 @@ class Config(Section):
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refresh_runs_again(cls, data: Any) -> Any:
+        """``ingest.refresh=true`` asks the sources again: a stored output of the same settings is no answer to it."""
+        if isinstance(data, dict) and isinstance(data.get("ingest"), dict) and data["ingest"].get("refresh") is True:
+            force = data.get("force")
+            return {**data, "force": [*([force] if isinstance(force, str) else force or []), "ingest"]}
+        return data
+
     @model_validator(mode="after")
     def _rules(self) -> Self:
         """Rules that span sections. Each message begins with the key to change."""
         problems = []
-        if self.source.target.endswith(".FolderSource") and self.source.path is None:
+        if "FolderSource" in self.source.targets and self.source.path is None:
             problems.append("source.path: source=folder needs a folder, zip or tar: source.path=PATH")
+        if self.source.members == {}:
+            problems.append("source=several is what a list stands for: source=[openverse,commons]")
+        if "UrlsSource" in self.source.targets and self.source.path is None:
+            problems.append("source.path: source=urls needs a list (.csv, .tsv, .jsonl, .parquet): source.path=LIST")
+        if "CommonsSource" in self.source.targets and self.ingest.contact is None:
+            problems.append(
+                "ingest.contact: source=commons needs an address or a URL of yours, which Wikimedia requires in the "
+                "User-Agent: ingest.contact=me@example.org"
+            )
         monitored = {"val/acc", "val/loss", "train/loss"}
         for where, node in [("scheduler", self.scheduler), *((f"callbacks.{k}", v) for k, v in self.callbacks.items())]:
             if node and (monitor := node.get("monitor")) is not None and monitor not in monitored:

@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from objrec.ingest.examine import Picture
+from objrec.ingest.nearby import NearbyIndex
 from objrec.sources.base import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a candidate: a picture, or a status word and a reason for people."""
+    """What came of a candidate.
+
+    Attributes:
+        picture: None where there is none.
+        status: ``ok``, or a word for why it cannot be used.
+        reason: for people.
+        exact: duplicates of it are those with the same bytes only.
+    """
 
     candidate: Candidate
     picture: Picture | None = None
     status: str = "ok"
     reason: str | None = None
+    exact: bool = False
+
+    @property
+    def usable(self) -> bool:
+        return self.picture is not None and self.status == "ok"
 
 
-@dataclass(slots=True)
 class _Entry:
-    outcome: Outcome
-    duplicate_of: _Entry | None = None
-    rivals: list[_Entry] = field(default_factory=list)  # the same picture in other classes
+    """An outcome in its place among those of its class."""
+
+    __slots__ = ("counted", "original", "outcome", "place", "rivals")
+
+    def __init__(self, outcome: Outcome, place: int) -> None:
+        self.outcome, self.place = outcome, place
+        self.original: _Entry | None = None  # of which it is a duplicate
+        self.rivals: list[_Entry] = []  # the same picture in other classes
+        self.counted: str | None = None  # the status that it is counted under
 
     @property
     def class_name(self) -> str:
         return self.outcome.candidate.class_name
 
     @property
-    def kept(self) -> bool:
-        return self.outcome.picture is not None and self.duplicate_of is None and not self.rivals
+    def status(self) -> str:
+        if not self.outcome.usable:
+            return self.outcome.status
+        if self.original is not None:
+            return "duplicate" if _same_bytes(self, self.original) else "near_duplicate"
+        return "ambiguous" if self.rivals else "kept"
 
 
 class Selection:
@@ -46,42 +69,76 @@ class Selection:
     Args:
         class_names: in the order of the manifest.
         wanted: pictures for each class.
+        distance: bits of 128 by which near-duplicates may differ, or None: only the same bytes count.
     """
 
-    def __init__(self, class_names: Sequence[str], wanted: int) -> None:
+    def __init__(self, class_names: Sequence[str], wanted: int, *, distance: int | None) -> None:
         self._wanted = wanted
         self._entries: dict[str, list[_Entry]] = {name: [] for name in class_names}
-        self._kept = dict.fromkeys(class_names, 0)
-        self._first: dict[str, dict[str, _Entry]] = {}  # sha256 -> class name -> its first entry
+        self._statuses: dict[str, Counter[str]] = {name: Counter() for name in class_names}
+        self._exact: dict[str, dict[str, _Entry]] = {}  # sha256 -> class name -> its original there
+        self._near: NearbyIndex[_Entry] | None = None if distance is None else NearbyIndex(distance)
 
     def add(self, outcome: Outcome) -> None:
         """Take the next outcome of its class."""
-        entry = _Entry(outcome)
-        self._entries[entry.class_name].append(entry)
-        if outcome.picture is None:
-            return
-        holders = self._first.setdefault(outcome.picture.sha256, {})
-        if entry.class_name in holders:
-            entry.duplicate_of = holders[entry.class_name]
-            return
-        for rival in holders.values():
-            self._kept[rival.class_name] -= rival.kept
-            rival.rivals.append(entry)
-            entry.rivals.append(rival)
-        holders[entry.class_name] = entry
-        self._kept[entry.class_name] += entry.kept
+        entries = self._entries[outcome.candidate.class_name]
+        entry = _Entry(outcome, len(entries))
+        entries.append(entry)
+        if outcome.usable:
+            self._compare(entry)
+        self._count(entry)
 
     def kept(self, class_name: str) -> int:
-        return self._kept[class_name]
+        return self._statuses[class_name]["kept"]
 
     def missing(self, class_name: str) -> int:
-        return max(0, self._wanted - self._kept[class_name])
+        return max(0, self._wanted - self.kept(class_name))
+
+    def statuses(self, class_name: str) -> Mapping[str, int]:
+        """Counts of what came of the class's candidates so far, by status."""
+        return {status: n for status, n in self._statuses[class_name].items() if n}
+
+    def outcomes(self) -> Iterator[tuple[Outcome, bool]]:
+        """Yield every outcome, class by class, and whether it is kept."""
+        for entries in self._entries.values():
+            for entry in entries:
+                yield entry.outcome, entry.status == "kept"
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield a manifest row for every outcome, class by class."""
         for entries in self._entries.values():
-            for entry in entries:
-                yield _row(entry)
+            yield from map(_row, entries)
+
+    def _compare(self, entry: _Entry) -> None:
+        picture = entry.outcome.picture
+        assert picture is not None
+        same = self._exact.setdefault(picture.sha256, {})
+        near = list(self._near.find(picture)) if self._near is not None and not entry.outcome.exact else []
+        others = {id(e): e for e in [*same.values(), *near]}.values()
+        if own := [e for e in others if e.class_name == entry.class_name]:
+            entry.original = min(own, key=lambda e: e.place)
+        original = entry.original or entry
+        same.setdefault(entry.class_name, original)
+        if entry.original is None and self._near is not None and not entry.outcome.exact:
+            self._near.insert(picture, entry)
+        # The same bytes count against a class even where they were a duplicate there.
+        rivals = same.values() if entry.original else others
+        for rival in rivals:
+            if rival.class_name != entry.class_name:
+                self._oppose(original, rival)
+                self._oppose(rival, original)
+
+    def _oppose(self, entry: _Entry, rival: _Entry) -> None:
+        if rival not in entry.rivals:
+            entry.rivals.append(rival)
+        self._count(entry)
+
+    def _count(self, entry: _Entry) -> None:
+        counts = self._statuses[entry.class_name]
+        if entry.counted is not None:
+            counts[entry.counted] -= 1
+        entry.counted = entry.status
+        counts[entry.counted] += 1
 
 
 def file_of(class_name: str, picture: Picture) -> str:
@@ -89,16 +146,26 @@ def file_of(class_name: str, picture: Picture) -> str:
     return f"{class_name}/{picture.sha256[:16]}.{picture.extension}"
 
 
+def _same_bytes(a: _Entry, b: _Entry) -> bool:
+    return (
+        a.outcome.picture is not None
+        and b.outcome.picture is not None
+        and (a.outcome.picture.sha256 == b.outcome.picture.sha256)
+    )
+
+
 def _row(entry: _Entry) -> dict[str, Any]:
-    candidate, picture = entry.outcome.candidate, entry.outcome.picture
-    status, reason = entry.outcome.status, entry.outcome.reason
-    if entry.kept:
-        status, reason = "kept", None
-    elif entry.duplicate_of is not None:
-        status, reason = "duplicate", f"the same bytes as {entry.duplicate_of.outcome.candidate.url}"
-    elif entry.rivals:
+    candidate, picture, reason = entry.outcome.candidate, entry.outcome.picture, entry.outcome.reason
+    status = entry.status
+    if status == "duplicate":
+        assert entry.original is not None
+        reason = f"the same bytes as {entry.original.outcome.candidate.url}"
+    elif status == "near_duplicate":
+        assert entry.original is not None
+        reason = f"looks like {entry.original.outcome.candidate.url}"
+    elif status == "ambiguous":
         others = sorted({(r.class_name, r.outcome.candidate.url) for r in entry.rivals})
-        status, reason = "ambiguous", "also found for " + ", ".join(f"{name} ({url})" for name, url in others)
+        reason = "also found for " + ", ".join(f"{name} ({url})" for name, url in others)
     return {
         "class": candidate.class_name,
         "source": candidate.source,
@@ -110,7 +177,7 @@ def _row(entry: _Entry) -> dict[str, Any]:
         "license_url": candidate.license_url,
         "creator": candidate.creator,
         "attribution": candidate.attribution,
-        "file": file_of(candidate.class_name, picture) if picture is not None and entry.kept else None,
+        "file": file_of(candidate.class_name, picture) if picture is not None and status == "kept" else None,
         "sha256": picture.sha256 if picture else None,
         "size": picture.size if picture else None,
         "width": picture.width if picture else None,

@@ -21,8 +21,19 @@ def report(done: int, total: int | None, text: str = "") -> None:
     if fd is None or (now - _last < 0.05 and done != total):
         return
     _last = now
+    _send(fd, {"done": done, "total": total, "text": text})
+
+
+def note(text: str) -> None:
+    """Tell the person at the terminal something that stays: through the runner where there is one."""
+    print(text, file=sys.stderr, flush=True)
+    if (fd := os.environ.get(CHANNEL)) is not None:
+        _send(fd, {"note": text})
+
+
+def _send(fd: str, message: dict[str, Any]) -> None:
     try:
-        os.write(int(fd), (json.dumps({"done": done, "total": total, "text": text}) + "\n").encode())
+        os.write(int(fd), (json.dumps(message) + "\n").encode())
     except (OSError, ValueError):
         os.environ.pop(CHANNEL, None)  # the runner is gone; the lock's owner decides what becomes of us
 

@@ -266,6 +266,9 @@ class _Runner:
             for line in lines:
                 try:
                     said: dict[str, Any] = json.loads(line)
+                    if "note" in said:
+                        self.display.note(said["note"])
+                        continue
                     self.display.advance(step, said["done"], said["total"], said["text"])
                 except (ValueError, KeyError):
                     continue  # half a line of a process that was killed

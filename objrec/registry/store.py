@@ -222,6 +222,8 @@ class FolderRegistry:
                 doomed = models / f"{INCOMING}removed-{sha256[:12]}"
                 self.model_dir(sha256).rename(doomed)  # gone in one step, whatever interrupts the rest
                 shutil.rmtree(doomed, ignore_errors=True)
+                (self.root / "smoke" / f"{sha256}.json").unlink(missing_ok=True)  # what serving found out about it
+                shutil.rmtree(self.root / "tuned" / sha256, ignore_errors=True)
                 self.log("removed", sha256=sha256)
         return removed
 

@@ -73,6 +73,7 @@ class Version(BaseModel):
 
     model_version: str | None
     accuracy: float | None
+    accuracy_drop: float | None
     class_names: list[str]
     input_size: int | None
     runtime: str | None
@@ -326,13 +327,14 @@ def _version(state: State) -> Version:
         "key_required": state.settings.key is not None,
     }  # fmt: skip
     if loaded is None:
-        empty = dict.fromkeys(("model_version", "accuracy", "input_size", "runtime", "precision"))
+        empty = dict.fromkeys(("model_version", "accuracy", "accuracy_drop", "input_size", "runtime", "precision"))
         return Version.model_validate({"class_names": [], **empty, **common})
     card, session = loaded.predictor.card, loaded.predictor.session
     return Version.model_validate(
         {
             "model_version": loaded.version,
             "accuracy": loaded.record.accuracy,
+            "accuracy_drop": loaded.accuracy_drop,
             "class_names": card.class_names,
             "input_size": card.input_size,
             "runtime": session.runtime,

@@ -25,7 +25,7 @@ class Endpoint:
 
     Args:
         url: its address, with or without ``/score``.
-        key: sent as ``X-API-Key``.
+        key: sent as ``Authorization: Bearer``, which a managed endpoint in the cloud takes too.
 
     Raises:
         UserError: for an address that is no http or https URL.
@@ -49,7 +49,7 @@ class Endpoint:
         self._host, self._port = parts.hostname or "", parts.port
         self._headers = {"Content-Type": "application/octet-stream", "User-Agent": "objrec-predict"}
         if key:
-            self._headers["X-API-Key"] = key
+            self._headers["Authorization"] = f"Bearer {key}"
         self._own = threading.local()
 
     def classify(self, data: bytes) -> tuple[list[tuple[str, float]], str, bool]:

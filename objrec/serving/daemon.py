@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -56,15 +55,10 @@ def run(asked: dict[str, Any]) -> None:
         url=address(listener),
         instance=state.instance,
         token=state.token,
-        settings=digest(settings),
+        settings=settings.digest,
     )
     write_state(registry_dir, service)
     serve(state, listener)
-
-
-def digest(settings: Any) -> str:
-    """Return a short hash of settings, which tells of a difference and not of the key."""
-    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Loaded:
 
     predictor: Predictor
     record: Record
+    accuracy_drop: float | None = None  # of a lower precision, as measured on the test set
     since: float = field(default_factory=time.time)
 
     @property
@@ -109,7 +110,7 @@ class LiveModels:
             raise UserError(f"no model in {self._registry.root} is in production: run python -m objrec.pipeline first")
         record = aliases["production"]
         loaded = self._prepare(record.sha256)
-        loaded = Loaded(loaded.predictor, record)
+        loaded = replace(loaded, record=record)
         keep = {r.sha256 for r in aliases.values()}
         for sha256 in [s for s in self._warm if s not in keep]:
             del self._warm[sha256]
@@ -129,7 +130,7 @@ class LiveModels:
 
     def _load(self, folder: Path, record: Record | None) -> Loaded:
         started = time.perf_counter()
-        predictor = self._open(folder)
+        predictor, accuracy_drop = self._open(folder)
         card = predictor.card
         size = card.input_size
         predictor.logits(np.zeros((1, size, size, 3), dtype=np.uint8))  # warm: the first run allocates
@@ -143,17 +144,17 @@ class LiveModels:
         record = record or Record(sha256=card.sha256, training_data_fingerprint=card.training_data_fingerprint)
         seconds = round(time.perf_counter() - started, 3)
         logger.info("loaded", extra={"fields": {"model_version": card.sha256, "seconds": seconds}})
-        return Loaded(predictor, record)
+        return Loaded(predictor, record, accuracy_drop)
 
-    def _open(self, folder: Path) -> Predictor:
-        settings = self.settings
+    def _open(self, folder: Path) -> tuple[Predictor, float | None]:
+        settings, accuracy_drop = self.settings, None
         runtime, precision, int8 = settings.runtime, settings.precision, None
         card = ModelCard.load(folder)
         place = tuned_dir(self._registry.root, card.sha256)
         found = Tuning.load(place)
         if found is not None:
             chosen = found.choose(runtime, precision)
-            runtime, precision = chosen.runtime, chosen.precision
+            runtime, precision, accuracy_drop = chosen.runtime, chosen.precision, chosen.accuracy_drop
         elif precision not in ("auto", "fp32"):
             raise UserError(
                 f"serve.precision={precision}: what model {card.sha256[:12]} loses by it was not measured on this "
@@ -176,4 +177,4 @@ class LiveModels:
         if predictor.session.batched:
             batcher = Batcher(predictor.session, max_batch=settings.max_batch, observe=self.metrics.batches.observe)
             predictor = replace(predictor, session=batcher)
-        return predictor
+        return predictor, accuracy_drop

@@ -13,6 +13,7 @@ from pathlib import Path
 LOGGER = "objrec.serving"
 MAX_BYTES = 10_000_000
 FLUSH_SECONDS = 0.25
+logging.getLogger(LOGGER).addHandler(logging.NullHandler())  # until set_up, errors are told by who raises them
 
 
 class JsonFormatter(logging.Formatter):

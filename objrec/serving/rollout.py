@@ -33,6 +33,8 @@ def roll_out(
         try:
             if running is not None:
                 running.control("follow")
+                if start is not None:
+                    service.say_if_other(running, start)
             elif start is not None:
                 running = service.ensure_started(start)
         except BaseException:

@@ -34,9 +34,9 @@ SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\
 
 def run_in_foreground(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises UserError when there is no model or the address cannot be had."""
-    logs.set_up(None)
     state = State(settings)
     state.models.follow()
+    logs.set_up(None)
     listener = bind(settings.host, settings.port)
     print(f"serving {state.serving().version[:12]} at {address(listener)} (Ctrl-C ends it)", flush=True)
     serve(state, listener)

@@ -176,7 +176,20 @@ def ensure_started(settings: Settings) -> Service:
     registry_dir = Path(settings.registry_dir)
     with start_lock(registry_dir):
         running = find(registry_dir)
-        return running if running is not None else _start(settings, registry_dir)
+        if running is None:
+            return _start(settings, registry_dir)
+        say_if_other(running, settings)
+        return running
+
+
+def say_if_other(running: Service, settings: Settings) -> None:
+    """Tell the user when a running service was started with other settings than those at hand."""
+    if running.settings != settings.digest:
+        print(
+            f"note: the service at {running.url} keeps the serve.* settings that it was started with; to change them: "
+            "python -m objrec.serve action=stop, then action=start",
+            file=sys.stderr,
+        )
 
 
 def _start(settings: Settings, registry_dir: Path) -> Service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -31,6 +32,11 @@ class Settings(BaseModel):
     cors: list[str]
     max_bytes: int
     top_k: int
+
+    @property
+    def digest(self) -> str:
+        """A short hash that tells of a difference, and not of the key."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     @classmethod
     def of(cls, config: Config, *, registry_dir: str, model_dir: str | None = None) -> Self:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +15,7 @@ class Candidate:
         url: where the bytes are; for local sources a ``file:`` or ``sample:`` address. It identifies the candidate.
         query: what was asked.
         landing_page: a page for people, where the licence can be seen.
+        license: a code of ``objrec.sources.licenses`` where it is one of those, else as the source says.
     """
 
     class_name: str
@@ -31,6 +32,10 @@ class Candidate:
     height: int | None = None
 
 
+class SourceStopped(Exception):
+    """A source has no more to give in this run: a quota, a refusal, an outage. What was found stays."""
+
+
 @runtime_checkable
 class Source(Protocol):
     """Offers candidates, best first and without end where it has many: the caller stops when it has enough.
@@ -44,7 +49,12 @@ class Source(Protocol):
         """The classes that it has, or None where any can be asked for."""
 
     def candidates(self, class_name: str) -> Iterator[Candidate]:
-        """Yield candidates for a class. Raises UserError for what the user can mend."""
+        """Yield candidates for a class, in the same order every time; one thread for each class.
+
+        Raises:
+            UserError: for what the user can mend.
+            SourceStopped: for what only time can.
+        """
 
 
 @runtime_checkable
@@ -57,3 +67,24 @@ class LocalSource(Source, Protocol):
         Raises:
             ImageError: ``too_large`` above ``max_bytes``, ``corrupt`` where the bytes cannot be had.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiReply:
+    """A service's answer; ``headers`` has lower-case names, ``body`` is parsed JSON or None where it is none."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
+class Api(Protocol):
+    """What a web source asks its service with. It paces, retries what may succeed later, and remembers answers."""
+
+    def get(
+        self, url: str, params: Mapping[str, str | int], *, interval: float, headers: Mapping[str, str] | None = None
+    ) -> ApiReply:
+        """GET. ``interval`` is the pace in seconds between calls. Raises SourceStopped without an answer."""
+
+    def post(self, url: str, form: Mapping[str, str], *, interval: float) -> ApiReply:
+        """POST a form; never remembered. Raises SourceStopped without an answer."""

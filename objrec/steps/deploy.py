@@ -21,7 +21,7 @@ from objrec.serving.service import Service
     cached=False,
     inputs=(Port(name="model_dir"), Port(name="accuracy_file", kind="file"), Port(name="test_dir")),
     outputs=(Port(name="endpoint_file", kind="file"),),
-    reads=("deploy", "serve", "images", "registry_dir"),
+    reads=("deploy", "serve", "images", "registry_dir", "azure"),
     libraries=("onnxruntime",),
 )
 def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
@@ -40,6 +40,11 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
         test_data_fingerprint=accuracy.test_data_fingerprint,
         num_images=accuracy.num_images,
     )
+    if config.deploy.target == "azure":
+        from objrec.cloud.deployment import deploy
+
+        write_atomically(outputs["endpoint_file"], json.dumps(deploy(config, record, inputs), indent=2) + "\n")
+        return
     registry = FolderRegistry(Path(config.registry_dir).resolve())
     trial = _Trial(registry, inputs["model_dir"], inputs["test_dir"], config.images.max_pixels)
     decision = decide(

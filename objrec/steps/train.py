@@ -39,7 +39,11 @@ def calibrate(logits: Any, targets: Any, predict: Callable[[Any], Any], size: in
 
 STEP = make_step(
     name="train",
-    inputs=(Port(name="train_dir"), Port(name="valid_dir")),
+    inputs=(
+        Port(name="train_dir"),
+        Port(name="valid_dir"),
+        Port(name="weights", kind="file", optional=True, config="backbone.weights"),
+    ),
     outputs=(Port(name="model_dir"),),
     reads=(
         "backbone",
@@ -58,6 +62,7 @@ STEP = make_step(
     libraries=("torch", "torchvision", "timm", "lightning", "torchmetrics", "pillow", "numpy", "onnxruntime"),
     compute="gpu",
     resumes=True,
+    distributed=True,
 )(run)
 
 if __name__ == "__main__":

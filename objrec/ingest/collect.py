@@ -1,0 +1,294 @@
+"""Fill every class: many pictures at once, decided in the order of each class's candidates."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from objrec.images.decode import ImageError
+from objrec.ingest.download import Downloader, FetchError
+from objrec.ingest.examine import Picture, examine
+from objrec.ingest.selection import Outcome, Selection, file_of
+from objrec.ingest.store import Store
+from objrec.sources.base import Candidate, LocalSource, Source, SourceStopped
+from objrec.sources.licenses import code_of
+
+PATIENCE: Final = 0.5  # seconds that a turn may take before replacements are begun ahead
+WINDOW: Final = 512  # pictures of all classes together that may wait for their turn to be decided
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demands:
+    """What is asked of a picture.
+
+    Attributes:
+        excluded: URLs and sha256 (or the first 16 digits or more) of pictures that were taken down.
+        licenses: by source name; None where any will do.
+    """
+
+    max_pixels: int
+    min_size: int
+    max_bytes: int
+    excluded: frozenset[str]
+    licenses: Mapping[str, Sequence[str] | None]
+
+    def refusal(self, candidate: Candidate) -> tuple[str, str] | None:
+        """Status and reason why a candidate need not be fetched at all, or None."""
+        if candidate.url in self.excluded or candidate.landing_page in self.excluded:
+            return "excluded", "listed in ingest.exclude"
+        wanted = self.licenses.get(candidate.source)
+        if wanted is not None and (code_of(candidate.license) or candidate.license) not in wanted:
+            return "license", f"{candidate.license or 'none known'}, which is not among {', '.join(wanted)}"
+        declared = [x for x in (candidate.width, candidate.height) if isinstance(x, int) and x > 0]
+        if len(declared) == 2 and min(declared) < self.min_size:
+            return "too_small", f"{declared[0]} x {declared[1]} pixels by the source's account"
+        return None
+
+    def excludes(self, sha256: str) -> bool:
+        return any(len(e) >= 16 and sha256.startswith(e.lower()) for e in self.excluded)
+
+
+class Acquire(Protocol):
+    """Turns a candidate into an outcome. Never raises for what a candidate is.
+
+    Attributes:
+        ahead: replacements may be begun before it is known that they are needed.
+    """
+
+    ahead: bool
+
+    def __call__(self, candidate: Candidate) -> Coroutine[Any, Any, Outcome]: ...
+
+
+class LocalAcquire:
+    """Reads from the source itself; good pictures go below ``target``, also some that are not kept in the end."""
+
+    def __init__(self, source: LocalSource, demands: Demands, target: Path, pool: Executor) -> None:
+        self._source, self._demands, self._target, self._pool = source, demands, target, pool
+        self.ahead = False
+
+    async def __call__(self, candidate: Candidate) -> Outcome:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._acquire, candidate)
+
+    def _acquire(self, candidate: Candidate) -> Outcome:
+        demands = self._demands
+        if refused := demands.refusal(candidate):
+            return Outcome(candidate=candidate, status=refused[0], reason=refused[1])
+        try:
+            data = self._source.read(candidate, max_bytes=demands.max_bytes)
+            picture = examine(data, max_pixels=demands.max_pixels, min_size=demands.min_size)
+        except ImageError as error:
+            return Outcome(candidate=candidate, status=error.status, reason=error.reason)
+        if demands.excludes(picture.sha256):
+            return Outcome(candidate=candidate, status="excluded", reason="listed in ingest.exclude")
+        (self._target / file_of(candidate.class_name, picture)).write_bytes(data)
+        return Outcome(candidate=candidate, picture=picture, exact=True)
+
+
+class WebAcquire:
+    """Downloads, unless the store knows what came of the URL."""
+
+    def __init__(
+        self, downloader: Downloader, store: Store, demands: Demands, pool: Executor, *, refresh: bool
+    ) -> None:
+        self._downloader, self._store, self._demands, self._pool = downloader, store, demands, pool
+        self._refresh = refresh
+        self.ahead = True
+        self._running: dict[str, asyncio.Task[Outcome]] = {}
+
+    async def __call__(self, candidate: Candidate) -> Outcome:
+        if refused := self._demands.refusal(candidate):
+            return Outcome(candidate=candidate, status=refused[0], reason=refused[1])
+        if (task := self._running.get(candidate.url)) is None:  # two classes may be offered one URL at the same time
+            task = self._running[candidate.url] = asyncio.create_task(self._fetch(candidate))
+            task.add_done_callback(lambda _: self._running.pop(candidate.url, None))
+        found = await asyncio.shield(task)
+        return self._judge(
+            Outcome(candidate=candidate, picture=found.picture, status=found.status, reason=found.reason)
+        )
+
+    async def cancel(self) -> None:
+        """End downloads that nobody waits for any more."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _fetch(self, candidate: Candidate) -> Outcome:
+        known = self._store.recall(candidate, retry_transient=self._refresh)
+        loop = asyncio.get_running_loop()
+        if known is not None:
+            picture = known.picture
+            if picture is None or self._demands.excludes(picture.sha256):
+                return known
+            if await loop.run_in_executor(self._pool, self._store.has, picture.sha256):
+                return known
+        try:
+            data = await self._downloader.fetch(candidate.url)
+            picture = await loop.run_in_executor(self._pool, self._examine, data)
+        except (FetchError, ImageError) as error:
+            outcome = Outcome(candidate=candidate, status=error.status, reason=error.reason)
+            self._store.record(outcome, transient=isinstance(error, FetchError) and error.transient)
+            return outcome
+        outcome = Outcome(candidate=candidate, picture=picture)
+        self._store.record(outcome)
+        return outcome
+
+    def _examine(self, data: bytes) -> Picture:
+        picture = examine(data, max_pixels=self._demands.max_pixels, min_size=self._demands.min_size)
+        self._store.write(picture.sha256, data)
+        return picture
+
+    def _judge(self, outcome: Outcome) -> Outcome:
+        """Apply what may have changed since a picture was fetched."""
+        picture = outcome.picture
+        if picture is None:
+            return outcome
+        status, reason = "ok", None
+        if self._demands.excludes(picture.sha256):
+            self._store.forget(picture.sha256)
+            status, reason = "excluded", "listed in ingest.exclude"
+        elif min(picture.width, picture.height) < self._demands.min_size:
+            status, reason = "too_small", f"{picture.width} x {picture.height} pixels"
+        elif picture.width * picture.height > self._demands.max_pixels:
+            status, reason = "too_large", f"{picture.width} x {picture.height} pixels"
+        return Outcome(candidate=outcome.candidate, picture=picture, status=status, reason=reason)
+
+
+Offer = tuple[Candidate, Acquire]
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A candidate that is being acquired."""
+
+    offer: Offer
+    task: asyncio.Task[Outcome]
+
+
+@dataclass(slots=True)
+class _Class:
+    """Where a class stands.
+
+    Attributes:
+        offers: what is left of its candidates.
+        exhausted: there are no more.
+        late: its time is up.
+    """
+
+    name: str
+    offers: Iterator[Offer]
+    exhausted: bool = False
+    late: bool = False
+
+
+class Collector:
+    """Runs the classes side by side.
+
+    Args:
+        selection: takes the outcomes.
+        offers: gives a class's candidates in order, each with what acquires it; iterated in threads.
+        class_timeout: seconds after which a class makes do with what it has.
+        progress: called after each decision.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        offers: Mapping[str, Iterator[Offer]],
+        *,
+        class_timeout: float,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._selection, self._progress = selection, progress
+        self._classes = [_Class(name, iterator) for name, iterator in offers.items()]
+        self._deadline = time.monotonic() + class_timeout
+        self._window = max(8, WINDOW // len(self._classes))
+        self._threads = ThreadPoolExecutor(min(32, len(self._classes)), thread_name_prefix="offers")
+
+    async def run(self) -> set[str]:
+        """Fill the classes; return the names of those whose time ran out.
+
+        Rounds: a picture that a later class also claims is taken from an earlier one, which then goes on.
+        """
+        try:
+            while behind := [c for c in self._classes if self._wants(c)]:
+                async with asyncio.TaskGroup() as group:
+                    for state in behind:
+                        group.create_task(self._fill(state))
+        except BaseExceptionGroup as problems:
+            raise problems.exceptions[0] from problems
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        return {c.name for c in self._classes if c.late}
+
+    def _wants(self, state: _Class) -> bool:
+        return not state.exhausted and not state.late and self._selection.missing(state.name) > 0
+
+    async def _fill(self, state: _Class) -> None:
+        queue: deque[_Begun] = deque()
+        try:
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                while self._selection.missing(state.name) > 0:
+                    await self._launch(state, queue, spare=0.0)
+                    if not queue:
+                        return
+                    done, _ = await asyncio.wait([queue[0].task], timeout=PATIENCE)
+                    if not done and queue[-1].offer[1].ahead:
+                        await self._launch(state, queue, spare=self._failed_share(state.name))
+                    self._selection.add(await queue[0].task)
+                    queue.popleft()
+                    self._progress(state.name)
+        except TimeoutError:
+            state.late = True
+        finally:
+            for begun in queue:
+                begun.task.cancel()
+            await asyncio.gather(*(b.task for b in queue), return_exceptions=True)
+            if queue:  # begun ahead and not needed: should the class want more, it begins with these
+                state.offers = itertools.chain([b.offer for b in queue], state.offers)
+                state.exhausted = False
+
+    def _failed_share(self, class_name: str) -> float:
+        counts = self._selection.statuses(class_name)
+        return 1 - (counts.get("kept", 0) + 1) / (sum(counts.values()) + 2)
+
+    async def _launch(self, state: _Class, queue: deque[_Begun], *, spare: float) -> None:
+        """Begin as many as are missing, and a share more: the replacements for those that may fail."""
+        missing = self._selection.missing(state.name)
+        room = min(missing + math.ceil(missing * spare), self._window) - len(queue)
+        if room <= 0 or state.exhausted:
+            return
+        loop = asyncio.get_running_loop()
+        offered = await loop.run_in_executor(self._threads, lambda: list(itertools.islice(state.offers, room)))
+        state.exhausted = len(offered) < room
+        for offer in offered:
+            candidate, acquire = offer
+            queue.append(_Begun(offer, asyncio.create_task(acquire(candidate))))
+
+
+def offers_of(
+    class_name: str, sources: Sequence[tuple[Source, Acquire]], stopped: Callable[[str, str], None]
+) -> Iterator[Offer]:
+    """Yield a class's candidates from each source in turn, each URL once.
+
+    Args:
+        stopped: told the name of a source and why it gave up; the next one then takes over.
+    """
+    seen: set[str] = set()
+    for source, acquire in sources:
+        try:
+            for candidate in source.candidates(class_name):
+                if candidate.url not in seen:
+                    seen.add(candidate.url)
+                    yield candidate, acquire
+        except SourceStopped as stop:
+            stopped(source.name, str(stop))

@@ -1,0 +1,162 @@
+"""The whole of ingest: sources, collection, files, manifest, report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from objrec.config.errors import UserError, did_you_mean
+from objrec.config.schema import Config
+from objrec.ingest.collect import Acquire, Collector, Demands, LocalAcquire, offers_of
+from objrec.ingest.progress import Progress, yield_table
+from objrec.ingest.report import write_attribution, write_report
+from objrec.ingest.selection import Selection, file_of
+from objrec.ingest.store import Store
+from objrec.ingest.web import Web
+from objrec.pipeline.progress import note
+from objrec.sources.base import LocalSource, Source
+from objrec.sources.build import build_sources, nodes_of, uses_web
+
+
+def build(config: Config, source_path: Path | None, target: Path) -> None:
+    """Build the data set in ``target``, an empty folder.
+
+    Raises:
+        UserError: a source cannot be used as configured, or a class ended without any picture.
+    """
+    wanted = config.ingest.num_images
+    selection, class_names, notes = asyncio.run(_collect(config, source_path, target))
+    _check(selection, class_names, config, notes)
+    rows = list(selection.rows())
+    with (target / "manifest.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_attribution(target / "ATTRIBUTION.md", rows)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        write_report(target / "ingest_report.html", rows, class_names, wanted, notes, pool)
+    _tell(selection, class_names, wanted)
+
+
+async def _collect(
+    config: Config, source_path: Path | None, target: Path
+) -> tuple[Selection, Sequence[str], list[str]]:
+    """Fill a selection and put the kept pictures in place; return it, the classes, and why anything ended early."""
+    settings = config.ingest
+    context: dict[str, Any] = {"seed": config.seed} | ({} if source_path is None else {"path": source_path})
+    async with AsyncExitStack() as stack:
+        # decoding and file access release the interpreter lock, so threads fill the machine
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        web = await stack.enter_async_context(Web(config, pool)) if uses_web(config.source) else None
+        if web is not None:
+            context |= {"api": web.api, "contact": settings.contact}
+        sources = build_sources(config.source, **context)
+        class_names = _class_names(config, sources)
+        for name in class_names:
+            (target / name).mkdir(exist_ok=True)
+        selection = Selection(class_names, settings.num_images, distance=settings.near_duplicate_bits)
+        progress = stack.enter_context(Progress(selection, class_names, settings.num_images))
+        notes: list[str] = []
+
+        def stopped(source: str, reason: str) -> None:
+            if (told := f"source {source} stopped: {reason}") not in notes:
+                notes.append(told)
+                progress.note(f"ingest: {told}")
+
+        ways = list(_ways(sources, _demands(config, sources), target, web, pool))
+        offers = {name: offers_of(name, ways, stopped) for name in class_names}
+        collector = Collector(selection, offers, class_timeout=settings.class_timeout, progress=progress)
+        for name in sorted(await collector.run()):
+            stopped_at = f"class {name} stopped: ingest.class_timeout={settings.class_timeout:g} s is over"
+            notes.append(stopped_at)
+            progress.note(f"ingest: {stopped_at}")
+        pool.shutdown(wait=True, cancel_futures=True)  # a class that ended early may have left a thread writing
+        _place(selection, target, web.store if web else None)
+    return selection, class_names, notes
+
+
+def _ways(
+    sources: Sequence[Source], demands: Demands, target: Path, web: Web | None, pool: Executor
+) -> Iterator[tuple[Source, Acquire]]:
+    """Pair each source with what gets its pictures."""
+    for source in sources:
+        if isinstance(source, LocalSource):
+            yield source, LocalAcquire(source, demands, target, pool)
+        else:
+            assert web is not None
+            yield web.remembering(source), web.acquire(demands)
+
+
+def _demands(config: Config, sources: Sequence[Source]) -> Demands:
+    nodes = nodes_of(config.source)
+    return Demands(
+        max_pixels=config.images.max_pixels,
+        min_size=config.ingest.min_size,
+        max_bytes=config.ingest.max_bytes,
+        excluded=frozenset(config.ingest.exclude),
+        licenses={s.name: n.licenses for s, n in zip(sources, nodes, strict=True)},
+    )
+
+
+def _class_names(config: Config, sources: Sequence[Source]) -> Sequence[str]:
+    """Return the classes to fill. Raises UserError where no source has what was asked for."""
+    known = [s.class_names() for s in sources]
+    has = None if any(k is None for k in known) else sorted({n for k in known for n in k or ()})
+    asked = config.classes.names
+    if asked is None:
+        named = sorted({n for k in known for n in k or ()})
+        if len(named) < 2:
+            found = f" (it has '{named[0]}' alone)" if named else ""
+            raise UserError(
+                f"classes.names: source={sources[0].name} needs class names{found}: classes.names=[cat,dog]"
+            )
+        return named
+    if has is not None and (absent := [n for n in asked if n not in has]):
+        raise UserError(
+            [f"classes.names: the source has no '{n}'.{did_you_mean(n, has, what='it has')}" for n in absent]
+        )
+    return asked
+
+
+def _place(selection: Selection, target: Path, store: Store | None) -> None:
+    """Put kept pictures of the store in place, and remove what local sources wrote and is not kept."""
+    kept = set()
+    for outcome, is_kept in selection.outcomes():
+        if is_kept and outcome.picture is not None:
+            kept.add(name := file_of(outcome.candidate.class_name, outcome.picture))
+            if store is not None and not (target / name).exists():
+                store.place(outcome.picture.sha256, target / name)
+    for folder in [p for p in target.iterdir() if p.is_dir()]:
+        for entry in os.scandir(folder):
+            if f"{folder.name}/{entry.name}" not in kept:
+                Path(entry.path).unlink()
+
+
+def _check(selection: Selection, class_names: Sequence[str], config: Config, notes: Sequence[str]) -> None:
+    """Raise UserError for each class that ended without any picture."""
+    problems = []
+    for name in class_names:
+        counts = Counter(selection.statuses(name))
+        if not counts["kept"]:
+            found = ", ".join(f"{n} {status}" for status, n in counts.most_common()) or "nothing was found"
+            cure = f" Smaller ones are taken with ingest.min_size={config.ingest.min_size // 2}." * bool(
+                counts["too_small"]
+            )
+            cure += " source.licenses=null takes any licence." * bool(counts["license"])
+            problems.append(f"class '{name}': no usable picture ({found}).{cure}")
+    if problems:
+        raise UserError([*notes, *problems])
+
+
+def _tell(selection: Selection, class_names: Sequence[str], wanted: int) -> None:
+    """Say on the terminal what was kept; the table only where there is more to say than that all went well."""
+    statuses: Mapping[str, Mapping[str, int]] = {name: selection.statuses(name) for name in class_names}
+    kept = sum(c.get("kept", 0) for c in statuses.values())
+    note(f"ingest: {kept} pictures kept, {wanted} asked for in each of {len(class_names)} classes")
+    if any(set(c) != {"kept"} or c["kept"] < wanted for c in statuses.values()):
+        note(yield_table(statuses, wanted))

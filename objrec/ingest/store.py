@@ -1,0 +1,150 @@
+"""What was fetched before: pictures by content, outcomes by URL, answers of services, and what each source offered.
+
+The store outlives runs, so that a killed, repeated or changed ingest fetches nothing twice. It may be deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from objrec.ingest.examine import Picture
+from objrec.ingest.selection import Outcome
+from objrec.sources.base import Candidate
+
+SCHEMA = """
+create table if not exists outcomes (url text primary key, status text, reason text, transient int, limits text,
+    sha256 text, size int, width int, height int, extension text, rows text, columns text) without rowid;
+create table if not exists pages (key text primary key, body text) without rowid;
+create table if not exists offers (source text, class text, url text, place integer primary key, candidate text);
+create unique index if not exists offered on offers (source, class, url);
+"""
+VERSION = 1
+LIMITED = ("too_small", "too_large")  # statuses that another limit may change
+
+
+class Store:
+    """A folder with an SQLite file and the pictures. Safe against SIGKILL at any moment, and for several processes.
+
+    A picture is in place before its outcome is recorded, and checked against its hash before it is used again.
+    Methods may be called from any thread.
+
+    Args:
+        folder: made when absent.
+        limits: a text that changes with any limit on pictures; refusals by size under other limits do not count.
+    """
+
+    def __init__(self, folder: Path, *, limits: str) -> None:
+        self._objects, self._limits = folder / "objects", limits
+        self._objects.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        path = folder / f"index-{VERSION}.sqlite"
+        self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        self._db.execute("pragma journal_mode=wal")
+        self._db.execute("pragma synchronous=off")  # a lost row costs one download, a lost picture is noticed
+        self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def path(self, sha256: str) -> Path:
+        return self._objects / sha256[:2] / sha256
+
+    def write(self, sha256: str, data: bytes) -> None:
+        """Keep a picture."""
+        path = self.path(sha256)
+        path.parent.mkdir(exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+
+    def has(self, sha256: str) -> bool:
+        """Whether the picture is there and undamaged; a damaged one is removed."""
+        path = self.path(sha256)
+        try:
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except OSError:
+            return False
+        if not whole:
+            path.unlink(missing_ok=True)
+        return whole
+
+    def place(self, sha256: str, target: Path) -> None:
+        """Put a picture at ``target``, as a hard link where that works: it takes no room twice."""
+        path = self.path(sha256)
+        try:
+            target.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, target)
+
+    def forget(self, sha256: str) -> None:
+        """Delete a picture that was taken down."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    def record(self, outcome: Outcome, *, transient: bool = False) -> None:
+        """Remember what came of a URL."""
+        p = outcome.picture
+        values = (
+            (p.sha256, p.size, p.width, p.height, p.extension, f"{p.rows:x}", f"{p.columns:x}") if p else (None,) * 7
+        )
+        self._execute(
+            "insert or replace into outcomes values (?,?,?,?,?,?,?,?,?,?,?,?)",
+            (outcome.candidate.url, outcome.status, outcome.reason, transient, self._limits, *values),
+        )
+
+    def recall(self, candidate: Candidate, *, retry_transient: bool) -> Outcome | None:
+        """Return what is known of a candidate's URL, or None where it must be fetched."""
+        rows = self._execute("select * from outcomes where url = ?", (candidate.url,))
+        if not rows:
+            return None
+        _, status, reason, transient, limits, sha256, size, width, height, extension, across, down = rows[0]
+        if (transient and retry_transient) or (status in LIMITED and limits != self._limits):
+            return None
+        if sha256 is None:
+            return Outcome(candidate=candidate, status=status, reason=reason)
+        picture = Picture(
+            sha256=sha256,
+            size=size,
+            width=width,
+            height=height,
+            extension=extension,
+            rows=int(across, 16),
+            columns=int(down, 16),
+        )
+        return Outcome(candidate=candidate, picture=picture, status=status, reason=reason)
+
+    def page(self, key: str) -> Any:
+        """Return a service's earlier answer, or None."""
+        rows = self._execute("select body from pages where key = ?", (key,))
+        return json.loads(rows[0][0]) if rows else None
+
+    def keep_page(self, key: str, body: Any) -> None:
+        self._execute("insert or replace into pages values (?,?)", (key, json.dumps(body)))
+
+    def offered(self, source: str, class_name: str) -> Iterator[Candidate]:
+        """Yield what a source has offered for a class, in the order of that time."""
+        query = "select candidate from offers where source = ? and class = ? order by place"
+        for (text,) in self._execute(query, (source, class_name)):
+            yield Candidate(**json.loads(text))
+
+    def offer(self, source: str, candidate: Candidate) -> None:
+        """Remember an offer; the first of a URL counts."""
+        self._execute(
+            "insert or ignore into offers (source, class, url, candidate) values (?,?,?,?)",
+            (source, candidate.class_name, candidate.url, json.dumps(asdict(candidate))),
+        )
+
+    def _execute(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+        with self._lock:
+            return self._db.execute(statement, values).fetchall()

@@ -1,0 +1,89 @@
+"""What the web sources of one run share: the HTTP client, the store, and the memory of what was offered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Self
+
+from objrec.config.load import dump
+from objrec.config.schema import Config
+from objrec.ingest.api import StoredApi
+from objrec.ingest.collect import Demands, WebAcquire
+from objrec.ingest.download import Downloader, Limits
+from objrec.ingest.store import Store
+from objrec.sources.base import Candidate, Source
+from objrec.sources.build import host_limits
+
+
+class Web:
+    """Use as an async context manager.
+
+    Args:
+        pool: examines pictures.
+    """
+
+    def __init__(self, config: Config, pool: Executor) -> None:
+        settings = config.ingest
+        self._refresh, self._pool = settings.refresh, pool
+        limits = Limits(
+            timeout=settings.timeout,
+            max_bytes=settings.max_bytes,
+            retries=settings.retries,
+            max_wait=settings.max_wait,
+            connections=settings.connections,
+            connections_per_host=settings.connections_per_host,
+            host_rate=settings.host_rate,
+            robots=settings.robots,
+            allow_private_addresses=settings.allow_private_addresses,
+        )
+        self._downloader = Downloader(limits, contact=settings.contact, host_limits=host_limits(config.source))
+        sizes = f"{config.images.max_pixels}/{settings.max_bytes}/{settings.min_size}"
+        self.store = Store(Path(config.cache_dir) / "downloads", limits=sizes)
+        identity = json.dumps([dump(config.source), config.source.endpoint], sort_keys=True, default=str)
+        self._identity = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self._acquires: list[WebAcquire] = []
+
+    async def __aenter__(self) -> Self:
+        await self._downloader.__aenter__()
+        loop = asyncio.get_running_loop()
+        self.api = StoredApi(self._downloader, self.store, loop, refresh=self._refresh)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.api.close()
+        await asyncio.gather(*(a.cancel() for a in self._acquires))
+        await self._downloader.__aexit__()
+        self.store.close()
+
+    def acquire(self, demands: Demands) -> WebAcquire:
+        """Return what downloads the candidates."""
+        made = WebAcquire(self._downloader, self.store, demands, self._pool, refresh=self._refresh)
+        self._acquires.append(made)
+        return made
+
+    def remembering(self, source: Source) -> Source:
+        """Return ``source`` such that what it offered in earlier runs comes first, in the order of that time.
+
+        So a refreshed data set keeps its pictures and gains others, whatever order the service returns them in now.
+        """
+        return _Remembering(source, self.store, f"{self._identity}/{source.name}")
+
+
+class _Remembering:
+    def __init__(self, source: Source, store: Store, key: str) -> None:
+        self._source, self._store, self._key = source, store, key
+        self.name = source.name
+
+    def class_names(self) -> Sequence[str] | None:
+        return self._source.class_names()
+
+    def candidates(self, class_name: str) -> Iterator[Candidate]:
+        yield from self._store.offered(self._key, class_name)
+        for candidate in self._source.candidates(class_name):
+            self._store.offer(self._key, candidate)
+            yield candidate

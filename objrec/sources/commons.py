@@ -1,0 +1,138 @@
+"""Wikimedia Commons: freely licensed files, found by the MediaWiki search."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from objrec.sources.base import Api, Candidate, SourceStopped
+from objrec.sources.licenses import code_of, url_of
+from objrec.sources.query import Queries
+
+ENDPOINT: Final = "https://commons.wikimedia.org"
+HOST_LIMITS: Final = {"upload.wikimedia.org": 2}  # connections at once that its policy allows
+WIDTHS: Final = (20, 40, 60, 120, 250, 330, 500, 960, 1280, 1920, 3840)  # any other is refused with 429
+METADATA: Final = "LicenseShortName|License|LicenseUrl|UsageTerms|Artist|Credit|AttributionRequired|Restrictions"
+MAX_LAG_TRIES: Final = 5
+
+
+class CommonsSource:
+    """Bitmaps found by a text search; what is downloaded is a thumbnail, as the service asks of bulk users.
+
+    Args:
+        query: template with ``{name}``, in the syntax of its search (``haswbstatement:P180=Q146`` finds depicted cats).
+        queries: other words for some classes.
+        width: of the thumbnail in pixels, one of WIDTHS.
+        interval: seconds between calls.
+    """
+
+    name = "commons"
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        endpoint: str | None,
+        query: str,
+        queries: Mapping[str, str] | None,
+        width: int,
+        interval: float,
+    ) -> None:
+        from objrec.config.errors import UserError
+
+        if width not in WIDTHS:
+            raise UserError(
+                f"source.width={width}: the service makes thumbnails of {', '.join(map(str, WIDTHS))} px only"
+            )
+        self._api, self._width, self._interval = api, width, interval
+        self._queries = Queries(query, queries)
+        self._base = (endpoint or ENDPOINT).rstrip("/")
+
+    def class_names(self) -> None:
+        return None
+
+    def candidates(self, class_name: str) -> Iterator[Candidate]:
+        query = self._queries.for_class(class_name)
+        parameters: dict[str, str | int] = {
+            "action": "query", "format": "json", "formatversion": 2, "generator": "search", "gsrnamespace": 6,
+            "gsrlimit": 50, "gsrsearch": f"{query} filetype:bitmap", "prop": "imageinfo",
+            "iiprop": "url|size|mime|mediatype|sha1|user|extmetadata", "iiurlwidth": self._width,
+            "iiextmetadatafilter": METADATA, "maxlag": 5,
+        }  # fmt: skip
+        more: dict[str, str | int] = {}
+        visited: list[dict[str, str | int]] = []
+        while more not in visited:
+            visited.append(more)
+            body = self._page(parameters | more)
+            pages = (body.get("query") or {}).get("pages") or []
+            for page in sorted(filter(_is_file, pages), key=lambda p: p.get("index") or 0):
+                yield from _candidates(page, class_name, query, self._width)
+            more = body.get("continue") or {}
+            if not more:
+                return
+
+    def _page(self, parameters: Mapping[str, str | int]) -> dict[str, Any]:
+        """One page of results. An error may come with status 200; ``maxlag`` passes by waiting."""
+        for _ in range(MAX_LAG_TRIES):
+            reply = self._api.get(f"{self._base}/w/api.php", parameters, interval=self._interval)
+            body = reply.body if isinstance(reply.body, dict) else {}
+            error = body.get("error")
+            if reply.status == 200 and body and not error:
+                return body
+            code = error.get("code") if isinstance(error, dict) else None
+            if code != "maxlag":
+                info = str(error.get("info") or code) if isinstance(error, dict) else f"HTTP {reply.status}"
+                raise SourceStopped(_explanation(reply.status, code, info))
+        raise SourceStopped("its servers lag behind; run again later with ingest.refresh=true")
+
+
+def _candidates(page: Mapping[str, Any], class_name: str, query: str, width: int) -> Iterator[Candidate]:
+    info = page["imageinfo"][0]
+    original_width, original_height = info.get("width") or 0, info.get("height") or 0
+    url = info.get("thumburl") if original_width > width else info.get("url") or info.get("thumburl")
+    if not isinstance(url, str) or info.get("mediatype") not in (None, "BITMAP"):
+        return
+    data = info.get("extmetadata") or {}
+    name = _text(data, "LicenseShortName") or _text(data, "UsageTerms")
+    code = code_of(_text(data, "License")) or code_of(name) or code_of(_text(data, "LicenseUrl"))
+    version = re.search(r"\d\.\d", name or "")
+    creator = _text(data, "Artist") or info.get("user")
+    title = str(page.get("title") or "").removeprefix("File:") or None
+    yield Candidate(
+        class_name=class_name,
+        source=CommonsSource.name,
+        url=url,
+        query=query,
+        landing_page=info.get("descriptionurl"),
+        title=title,
+        license=code or name,
+        license_url=_text(data, "LicenseUrl") or url_of(code, version.group() if version else None),
+        creator=creator,
+        attribution=_text(data, "Credit"),
+        width=info.get("thumbwidth") if original_width > width else original_width or None,
+        height=info.get("thumbheight") if original_width > width else original_height or None,
+    )
+
+
+def _is_file(page: Any) -> bool:
+    return isinstance(page, dict) and bool(page.get("imageinfo")) and isinstance(page["imageinfo"][0], dict)
+
+
+def _text(data: Mapping[str, Any], key: str) -> str | None:
+    """A metadata value without its HTML."""
+    value = data.get(key)
+    value = value.get("value") if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        return None
+    plain = html.unescape(re.sub(r"<[^>]*>", " ", value))
+    return re.sub(r"\s+", " ", plain).strip() or None
+
+
+def _explanation(status: int, code: str | None, info: str) -> str:
+    if code == "ratelimited" or status == 429:
+        return f"it asks for fewer calls ({info[:200]}); run again later with ingest.refresh=true"
+    if status == 403:
+        return "HTTP 403: it refuses clients without a valid contact: is ingest.contact an address of yours?"
+    return f"error {code or ''} {info[:200]}".replace("  ", " ")

@@ -1,0 +1,284 @@
+"""One download against a server that does everything wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from yarl import URL
+
+from objrec.images.decode import ImageError
+from objrec.ingest.addresses import PublicResolver, RefusedAddress, check_url, is_public
+from objrec.ingest.download import Downloader, FetchError, Limits, retry_after
+from objrec.ingest.examine import examine
+from objrec.ingest.robots import Robots, refusal
+from tests.bad_server import BadServer, picture
+
+LIMITS = Limits(
+    timeout=3.0,
+    max_bytes=200_000,
+    retries=2,
+    max_wait=5,
+    connections=16,
+    connections_per_host=8,
+    host_rate=None,
+    robots=True,
+    allow_private_addresses=True,
+)
+
+
+@pytest.fixture
+def server() -> Iterator[BadServer]:
+    with BadServer() as made:
+        yield made
+
+
+def fetch(url: str, limits: Limits = LIMITS) -> bytes:
+    async def go() -> bytes:
+        async with Downloader(limits, contact="me@example.org", host_limits={}) as downloader:
+            return await downloader.fetch(url)
+
+    return asyncio.run(go())
+
+
+def fetch_status(url: str, limits: Limits = LIMITS) -> str:
+    """The status that a picture would get."""
+    try:
+        examine(fetch(url, limits), max_pixels=50_000_000, min_size=32)
+    except (FetchError, ImageError) as error:
+        return error.status
+    return "ok"
+
+
+@pytest.mark.parametrize(
+    "behaviour, status, most_hits",
+    [
+        ("good", "ok", 1),
+        ("404", "http_404", 1),
+        ("403", "http_403", 1),
+        ("410", "http_410", 1),
+        ("500", "http_500", 3),
+        ("recovers", "ok", 2),
+        ("busy", "ok", 2),
+        ("busydate", "ok", 2),
+        ("busybare", "ok", 2),
+        ("busyjunk", "ok", 2),
+        ("busyyear", "http_429", 1),
+        ("busyforever", "http_429", 3),
+        ("truncated", "truncated", 3),
+        ("cutpicture", "corrupt", 1),
+        ("shortlength", "protocol", 1),
+        ("nolength", "ok", 1),
+        ("badlength", "protocol", 1),
+        ("endless", "too_large", 1),
+        ("declaredlarge", "too_large", 1),
+        ("gzip", "ok", 1),
+        ("gzipbomb", "too_large", 1),
+        ("html", "unsupported", 1),
+        ("empty", "corrupt", 1),
+        ("junk", "protocol", 1),
+        ("loop", "redirect", 6),
+        ("moved", "ok", 1),
+        ("nowhere", "redirect", 1),
+        ("tofile", "refused_address", 1),
+        ("optout", "robots", 1),
+        ("optother", "ok", 1),
+        ("bomb", "too_large", 1),
+        ("small", "too_small", 1),
+        ("cmyk", "ok", 1),
+        ("animated", "ok", 1),
+    ],
+)
+def test_each_misbehaviour_has_its_word(server: BadServer, behaviour: str, status: str, most_hits: int) -> None:
+    started = time.monotonic()
+    path = f"/{behaviour}/7.jpg"
+    assert fetch_status(server.url(path)) == status
+    assert time.monotonic() - started < 6
+    assert 1 <= server.hits[path] <= most_hits
+
+
+@pytest.mark.parametrize("behaviour", ["slowhead", "slowbody", "silent"])
+def test_slow_servers_are_given_up_in_time(server: BadServer, behaviour: str) -> None:
+    started = time.monotonic()
+    assert fetch_status(server.url(f"/{behaviour}/1.jpg"), replace(LIMITS, timeout=0.6)) == "timeout"
+    assert time.monotonic() - started < 2
+
+
+def test_a_closed_port_and_an_unknown_name() -> None:
+    assert fetch_status("http://127.0.0.1:1/a.jpg", replace(LIMITS, retries=0)) == "connection"
+    assert fetch_status("http://no-such-host.invalid/a.jpg") in ("dns", "connection")
+
+
+def test_the_user_agent_says_who_asks(server: BadServer) -> None:
+    fetch(server.url("/good/1.jpg"))
+    (agent,) = server.agents
+    assert agent.startswith("objrec/") and "(me@example.org)" in agent and "aiohttp/" in agent
+
+
+def test_robots_txt_is_read_once_and_respected(server: BadServer) -> None:
+    server.robots = b"User-agent: *\nDisallow: /good/\nAllow: /good/2\n"
+    assert fetch_status(server.url("/good/1.jpg")) == "robots"
+    assert fetch_status(server.url("/good/2.jpg")) == "ok"
+    assert fetch_status(server.url("/good/1.jpg"), replace(LIMITS, robots=False)) == "ok"
+    assert server.hits["/robots.txt"] == 2
+    assert server.hits["/good/1.jpg"] == 1
+
+
+def test_no_more_connections_to_a_host_than_allowed_and_its_pace_is_kept(server: BadServer) -> None:
+    server.delay = 0.05
+
+    async def go(limits: Limits, count: int) -> float:
+        started = time.monotonic()
+        async with Downloader(limits, contact=None, host_limits={"127.0.0.1": 3}) as downloader:
+            await asyncio.gather(*(downloader.fetch(server.url(f"/good/{i}.jpg")) for i in range(count)))
+        return time.monotonic() - started
+
+    asyncio.run(go(LIMITS, 20))
+    assert server.most_at_once == 3
+    server.delay = 0
+    assert asyncio.run(go(replace(LIMITS, host_rate=20, robots=False), 11)) >= 0.5
+
+
+def test_a_wait_for_a_busy_host_holds_for_all_its_pictures(server: BadServer) -> None:
+    async def go() -> list[bytes]:
+        async with Downloader(replace(LIMITS, connections_per_host=1), contact=None, host_limits={}) as downloader:
+            paths = [f"/busy/{i}.jpg" for i in range(2)]
+            return await asyncio.gather(*(downloader.fetch(server.url(p)) for p in paths))
+
+    started = time.monotonic()
+    assert asyncio.run(go()) == [picture(i) for i in range(2)]
+    assert time.monotonic() - started > 0.9
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://example.org/a.jpg",
+        "data:image/png;base64,AAAA",
+        "http:///a.jpg",
+        "not a url",
+        "",
+        "http://user:secret@example.org/a.jpg",
+        "http://127.0.0.1/a.jpg",
+        "http://127.1/a.jpg",
+        "http://0x7f.0.0.1/a.jpg",
+        "http://2130706433/a.jpg",
+        "http://10.1.2.3/a.jpg",
+        "http://192.168.0.1/",
+        "http://169.254.169.254/latest",
+        "http://[::1]/a.jpg",
+        "http://[::ffff:10.0.0.1]/a.jpg",
+        "http://[64:ff9b::a00:1]/a.jpg",
+        "http://[fe80::1]/a.jpg",
+        "http://0.0.0.0/",
+    ],
+)
+def test_urls_that_must_not_be_fetched(url: str) -> None:
+    with pytest.raises(RefusedAddress):
+        check_url(url, allow_private=False)
+
+
+def test_public_urls_pass() -> None:
+    for url in (
+        "https://example.org/a b.jpg",
+        "http://1.1.1.1/x",
+        "https://[2606:4700::1111]/x?y=1",
+        URL("https://a.b"),
+    ):
+        check_url(url, allow_private=False)
+    assert is_public("8.8.8.8") and not is_public("224.0.0.1") and not is_public("nonsense")
+
+
+def test_a_name_that_stands_for_a_private_address_is_refused(server: BadServer) -> None:
+    async def go() -> None:
+        await PublicResolver().resolve("localhost", 80)
+
+    with pytest.raises(RefusedAddress, match="localhost stands for"):
+        asyncio.run(go())
+    private = replace(LIMITS, allow_private_addresses=False)
+    assert fetch_status(f"http://localhost:{server.port}/good/1.jpg", private) == "refused_address"
+    assert fetch_status(server.url("/good/1.jpg"), private) == "refused_address"
+    assert not server.hits
+
+
+def test_a_redirect_to_a_private_address_is_refused(server: BadServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import objrec.ingest.addresses as addresses
+
+    real = addresses.is_public  # let the server itself count as public, and nothing else
+    monkeypatch.setattr(addresses, "is_public", lambda a: a == "127.0.0.1" or real(a))
+    private = replace(LIMITS, allow_private_addresses=False)
+    assert fetch_status(server.url("/good/1.jpg"), private) == "ok"
+    assert fetch_status(server.url("/toprivate/1.jpg"), private) == "refused_address"
+
+
+@pytest.mark.parametrize(
+    "value, seconds",
+    [("0", 0), ("7", 7), ("-3", 0), ("", None), (None, None), ("soon", None), ("Thu, 99 Foo 2026", None)],
+)
+def test_retry_after(value: str | None, seconds: float | None) -> None:
+    assert retry_after(value) == seconds
+
+
+def test_retry_after_a_date() -> None:
+    wait = retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True))
+    assert wait is not None and 25 < wait <= 31
+
+
+ROBOTS = """
+# a comment
+User-agent: otherbot
+Disallow: /
+
+User-agent: *
+User-agent: somebot
+Disallow: /private
+Allow: /private/open
+Disallow: /*.gif$
+Disallow: /q?id=
+Sitemap: x
+"""
+
+
+@pytest.mark.parametrize(
+    "path, allowed",
+    [
+        ("/", True),
+        ("/a.jpg", True),
+        ("/private/a.jpg", False),
+        ("/%70rivate/a.jpg", False),
+        ("/private/open/a.jpg", True),
+        ("/x/y.gif", False),
+        ("/x/y.gif?z", True),
+        ("/q?id=3", False),
+    ],
+)
+def test_robots_rules(path: str, allowed: bool) -> None:
+    assert Robots(ROBOTS).allows(path) is allowed
+
+
+def test_robots_rules_for_us_replace_those_for_all() -> None:
+    rules = Robots("User-agent: *\nDisallow: /\n\nUser-agent: objrec/1.0\nDisallow: /no\nDisallow:")
+    assert rules.allows("/yes") and not rules.allows("/no")
+    assert Robots("").allows("/x") and Robots("<html>").allows("/x")
+
+
+@pytest.mark.parametrize(
+    "values, found",
+    [
+        ([], None),
+        (["all"], None),
+        (["noai"], "noai"),
+        (["nofollow, NoImageAI"], "noimageai"),
+        (["otherbot: noai"], None),
+        (["objrec: noindex"], "noindex"),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], "noai"),
+    ],
+)
+def test_robots_headers(values: list[str], found: str | None) -> None:
+    assert refusal(values) == found
