@@ -267,10 +267,11 @@ def comparison(study: Study, cards: Sequence[Card]) -> str:
     if c is None:
         return ""
     m, o = study.metrics, c["other"]
-    names = (("accuracy", True), ("macro_f1", False), ("log_loss", False), ("ece", True))
     rows = [
-        [name.replace("_", " "), *(_percent(x[name]) if percent else f"{x[name]:.3f}" for x in (m, o))]
-        for name, percent in names
+        ["accuracy", *(_percent(x["accuracy"]) for x in (m, o))],
+        ["macro F1", *(f"{x['macro_f1']:.3f}" for x in (m, o))],
+        ["log loss", *(f"{x['log_loss']:.3f}" for x in (m, o))],
+        ["calibration error", *(_percent(x["ece"]) for x in (m, o))],
     ]
     p = c["mcnemar_p"]
     verdict = "a difference that chance hardly explains" if p < 0.05 else "no difference that chance could not explain"
