@@ -82,11 +82,15 @@ def train(config: Any, *, overrides: list[str], run_dir: Path) -> Any:
     Raises:
         UserError: a bad setting, or data that cannot be used.
     """
-    from objrec.models.training import fit
+    from objrec.models.card import ModelCard
+    from objrec.pipeline.step import restrict
+    from objrec.steps.train import STEP
 
     train_dir, valid_dir = data_dirs(config, overrides, run_dir)
     model_dir = run_dir / "model"
-    card = fit(config, train_dir=train_dir, valid_dir=valid_dir, model_dir=model_dir)
+    model_dir.mkdir(parents=True, exist_ok=True)
+    STEP.run(restrict(config, STEP), {"train_dir": train_dir, "valid_dir": valid_dir}, {"model_dir": model_dir})
+    card = ModelCard.load(model_dir)
     print(f"best epoch  {card.metrics['epoch'] + 1:.0f} of {config.train.max_epochs}")
     print(f"val/acc     {card.metrics['val/acc']:.4f}")
     print(f"model       {model_dir}")

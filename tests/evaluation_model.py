@@ -1,9 +1,11 @@
-"""A small model folder for tests, made with onnx alone: a convolution, global average pooling and a linear layer."""
+"""A small model folder for tests, made with onnx alone, pictures for it, and the evaluate step run on both."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.numpy import save_file
 
+from objrec.config.load import load_config
 from objrec.models.card import ModelCard, file_sha256
+from objrec.pipeline.step import restrict
+from objrec.steps.evaluate import STEP
 
 SIZE = 16
 COLOURS = {
@@ -82,3 +87,12 @@ def write_pictures(folder: Path, classes: Sequence[str], *, count: int = 12, see
             pixels = colour + rng.normal(0, noise, 3) + rng.normal(0, 20, (20, 24, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i:03}.jpg", quality=90)
     return folder
+
+
+def evaluate(out: Path, *overrides: str, **inputs: Path) -> tuple[dict[str, Any], Path]:
+    """Run the evaluate step; returns the accuracy file's content and the report folder."""
+    report = out / "report"
+    report.mkdir(parents=True)
+    accuracy = out / "accuracy.json"
+    STEP.run(restrict(load_config(overrides), STEP), inputs, {"accuracy_file": accuracy, "report_dir": report})
+    return json.loads(accuracy.read_text()), report

@@ -14,6 +14,8 @@ PATH_KEYS = {
     *(f for f in Config.model_fields if f.endswith(("_dir", "_file"))),
     "source.path",
     "backbone.weights",
+    "evaluate.compare",
+    "evaluate.unknown_dir",
 }
 
 

@@ -6,6 +6,7 @@ they do not change what a step produces) and ``SECRET`` (never written anywhere,
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -180,12 +181,25 @@ class Compute(Section):
 
 class Evaluate(Section):
     batch_size: Annotated[Int, Field(ge=1), UNKEYED]
+    compare: Path
+    unknown_dir: Path
+    slices: bool
+    robustness: bool
+
+
+class Export(Section):
+    formats: list[Literal["onnx", "openvino", "torch_export"]]
+    int8: bool
+    calibration: Annotated[Int, Field(ge=1)]
 
 
 class Deploy(Section):
-    target: Literal["local"]
+    target: Literal["local", "azure"]
     start: bool
-    min_improvement: Annotated[Float, Field(ge=0)]
+    min_improvement: Annotated[Float, Field(ge=0, le=1)]
+    require_significance: bool
+    significance_level: Annotated[Float, Field(gt=0, lt=1)]
+    keep: Annotated[Int, Field(ge=0)]
 
 
 class Serve(Section):
@@ -193,11 +207,119 @@ class Serve(Section):
     host: str
     port: Annotated[Int, Field(ge=0, le=65535)]
     key: Annotated[str | None, SECRET]
-    runtime: Literal["auto", "onnxruntime", "torch"]
+    runtime: Literal["auto", "onnxruntime", "openvino", "torch"]
+    precision: Literal["auto", "fp32", "bf16", "int8"]
+    max_accuracy_drop: Share
+    workers: Annotated[Int, Field(ge=1)] | None
+    queue: Annotated[Int, Field(ge=0)]
+    timeout: Annotated[Float, Field(gt=0)]
+    max_batch: Annotated[Int, Field(ge=1)]
+    grace: Annotated[Float, Field(ge=0)]
+    drain: Annotated[Float, Field(ge=0)]
+    cors: list[str]
+    max_bytes: Annotated[Int, Field(ge=1)]
+    top_k: Annotated[Int, Field(ge=1)]
+
+
+class AzureCluster(Section):
+    """A cluster of virtual machines that shrinks to none when idle."""
+
+    cluster: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{1,23}$")]
+    size: str
+    gpus: Annotated[Int, Field(ge=0)]
+    max_nodes: Annotated[Int, Field(ge=1)]
+    idle_seconds: Annotated[Int, Field(ge=30)]
+    tier: Literal["dedicated", "low_priority"]
+
+
+class AzureTimeouts(Section):
+    """Seconds after which the platform stops a step."""
+
+    ingest: Annotated[Int, Field(ge=1)] | None
+    preprocess: Annotated[Int, Field(ge=1)] | None
+    train: Annotated[Int, Field(ge=1)] | None
+    evaluate: Annotated[Int, Field(ge=1)] | None
+    deploy: Annotated[Int, Field(ge=1)] | None
+
+
+class AzureEndpoint(Section):
+    """The managed online endpoint and the way traffic moves to a new deployment."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$")] | None
+    size: str
+    instances: Annotated[Int, Field(ge=1)]
+    traffic: Annotated[list[Annotated[Int, Field(ge=1, le=100)]], Field(min_length=1)]
+    settle_seconds: Annotated[Float, Field(ge=0)]
+    request_timeout_ms: Annotated[Int, Field(ge=1, le=180000)]
+    max_concurrent_requests: Annotated[Int, Field(ge=1)]
+    max_queue_wait_ms: Annotated[Int, Field(ge=1)]
+    smoke_images: Annotated[Int, Field(ge=1)]
+    keep_previous: bool
+
+    @field_validator("traffic")
+    @classmethod
+    def _rises_to_all(cls, traffic: list[int]) -> list[int]:
+        if traffic != sorted(set(traffic)) or traffic[-1] != 100:
+            raise ValueError(f"must rise to 100, got {traffic}: as in [10,50,100], or [100] for all at once")
+        return traffic
 
 
 class Azure(Section):
     config: str
+    experiment: str
+    name: str | None
+    dry_run: bool
+    wait: bool
+    poll_seconds: Annotated[Float, Field(gt=0)]
+    cleanup: bool
+    confirm: bool
+    retries: Annotated[Int, Field(ge=0, le=20)]
+    timeout: Annotated[Float, Field(gt=0)]
+    data: str | None
+    datastore: str | None
+    cpu: AzureCluster
+    gpu: AzureCluster
+    shm_size: Annotated[str, Field(pattern=r"^[0-9]+[bkmg]$")]
+    timeouts: AzureTimeouts
+    environment: str
+    vault_url: Annotated[str, Field(pattern=r"^https://[^/]+/?$")] | None
+    secrets: list[str]
+    model_name: str
+    endpoint: AzureEndpoint
+
+    @field_validator("data")
+    @classmethod
+    def _is_an_asset(cls, data: str | None) -> str | None:
+        if data is not None and not data.startswith(("azureml:", "https://", "wasbs://", "abfss://")):
+            raise ValueError(
+                f"'{data}' is not data in the cloud: azureml:NAME:VERSION, or azureml://datastores/STORE/paths/FOLDER"
+            )
+        return data
+
+    @field_validator("secrets")
+    @classmethod
+    def _are_names(cls, secrets: list[str]) -> list[str]:
+        if any(not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*:[A-Za-z0-9-]{1,127}", s) for s in secrets):
+            raise ValueError("takes VARIABLE:NAME, where NAME is of a secret in the vault, and never a secret itself")
+        return secrets
+
+    @model_validator(mode="after")
+    def _secrets_have_a_vault(self) -> Self:
+        if self.secrets and self.vault_url is None:
+            raise ValueError("secrets need azure.vault_url=https://NAME.vault.azure.net, where they lie")
+        return self
+
+
+class Sweep(Section):
+    """How trials are chosen and stopped; what is varied stands in ``hydra.sweeper.params`` of the same file."""
+
+    algorithm: Literal["grid", "random", "bayesian"]
+    metric: Literal["val/acc", "val/loss"]
+    max_trials: Annotated[Int, Field(ge=1)]
+    max_concurrent_trials: Annotated[Int, Field(ge=1)]
+    trial_timeout: Annotated[Int, Field(ge=1)] | None
+    early_termination: Literal["none", "median", "bandit", "truncation"]
+    delay_epochs: Annotated[Int, Field(ge=0)]
 
 
 class Config(Section):
@@ -219,9 +341,11 @@ class Config(Section):
     train: Train
     datamodule: DataModule
     evaluate: Evaluate
+    export: Export
     deploy: Deploy
     serve: Serve
     azure: Annotated[Azure, UNKEYED]
+    sweep: Annotated[Sweep, UNKEYED]
 
     runs_dir: Annotated[str, UNKEYED]
     cache_dir: Annotated[str, UNKEYED]
@@ -236,6 +360,7 @@ class Config(Section):
     accuracy_file: Path
     report_dir: Path
     endpoint_file: Path
+    export_dir: Path
 
     @field_validator("force", mode="before")
     @classmethod

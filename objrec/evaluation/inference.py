@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,11 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.images.decode import ImageError
 from objrec.images.folders import SplitFolder, combine_fingerprint, list_split
 from objrec.models.card import ModelCard
+from objrec.pipeline.progress import report
 
 Pixels = npt.NDArray[np.uint8]
 Forward = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (N, size, size, 3) -> logits (N, classes)
+Alter = Callable[[Pixels, str], Pixels]  # uint8 (size, size, 3) and the sha256 of its file -> the same shape
 DECODED_AHEAD = 3  # batches: enough that the model never waits for a picture, few enough to stay small in memory
 
 
@@ -56,7 +58,9 @@ class Outcome:
         return combine_fingerprint(zip(names, self.sha256, strict=True))
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
+    """A file: its hash, and its pixels or the reason why there are none."""
+
     sha256: str
     pixels: Pixels | None
     reason: str | None
@@ -82,10 +86,13 @@ def match_classes(split: SplitFolder, card: ModelCard) -> list[int]:
     return [index[name] for name in split.classes]
 
 
-def run_model(folder: Path, card: ModelCard, forward: Forward, *, batch_size: int, max_pixels: int) -> Outcome:
+def run_model(
+    folder: Path, card: ModelCard, forward: Forward, *, batch_size: int, max_pixels: int, alter: Alter | None = None
+) -> Outcome:
     """Decode every picture of ``folder`` and run the model on it.
 
-    Pictures are decoded in threads while the model works on earlier ones.
+    Args:
+        alter: changes the pixels before the model sees them.
 
     Raises:
         UserError: for a missing or empty folder, or classes that the model does not know.
@@ -97,7 +104,8 @@ def run_model(folder: Path, card: ModelCard, forward: Forward, *, batch_size: in
     readable: list[bool] = []
     logits: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}
-    for batch in _batches(files, card, batch_size=batch_size, max_pixels=max_pixels):
+    for batch in read_pictures(files, card, batch_size=batch_size, max_pixels=max_pixels, alter=alter):
+        report(len(sha256), len(files), "pictures")
         good = [read.pixels for read in batch if read.pixels is not None]
         rows = np.zeros((len(batch), len(card.class_names)), dtype=np.float32)
         if good:
@@ -125,22 +133,25 @@ def _name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _batches(files: list[Path], card: ModelCard, *, batch_size: int, max_pixels: int) -> Iterator[list[_Read]]:
+def read_pictures(
+    files: Sequence[Path], card: ModelCard, *, batch_size: int, max_pixels: int, alter: Alter | None = None
+) -> Iterator[list[Read]]:
+    """Yield the files in batches, decoded in threads while the caller works on earlier ones."""
     preprocessing = card.preprocessing
 
-    def read(path: Path) -> _Read:
+    def read(path: Path) -> Read:
         data = path.read_bytes()
         sha256 = hashlib.sha256(data).hexdigest()
         try:
-            return _Read(sha256, preprocessing.pixels(data, max_pixels=max_pixels), None)
+            pixels = preprocessing.pixels(data, max_pixels=max_pixels)
         except ImageError as error:
-            return _Read(sha256, None, str(error))
+            return Read(sha256, None, str(error))
+        return Read(sha256, pixels if alter is None else alter(pixels, sha256), None)
 
-    chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        pending: list[list[Future[_Read]]] = []
-        for chunk in chunks:
-            pending.append([pool.submit(read, path) for path in chunk])
+        pending: list[list[Future[Read]]] = []
+        for start in range(0, len(files), batch_size):
+            pending.append([pool.submit(read, path) for path in files[start : start + batch_size]])
             if len(pending) > DECODED_AHEAD:
                 yield [future.result() for future in pending.pop(0)]
         for futures in pending:

@@ -44,7 +44,7 @@ class History(L.Callback):
         self.path = folder / "metrics.csv"
         self.rows: list[dict[str, float]] = []
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # the epoch is restored by now
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             with self.path.open(newline="") as file:

@@ -24,6 +24,7 @@ class ModelCard(BaseModel):
         input_size: pixels of the square input; ``mean``, ``std`` and ``interpolation`` as in ``Preprocessing``.
         training_data_fingerprint: of the content of ``train_dir``.
         metrics: of the exported (best) checkpoint on validation data, and its epoch.
+        unknown: the rule that tells pictures of none of the classes; see ``objrec.evaluation.unknown``.
         temperature: probabilities are softmax(logits / temperature).
         files: sha256 of ``model.safetensors`` and ``model.onnx``.
     """
@@ -40,6 +41,7 @@ class ModelCard(BaseModel):
     training_data_fingerprint: str
     metrics: dict[str, float]
     temperature: float = 1.0
+    unknown: dict[str, Any] | None = None
     git_commit: str | None
     versions: dict[str, str]
     files: dict[str, str]

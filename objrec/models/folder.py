@@ -32,7 +32,7 @@ def save_model_folder(
     """Write ``model.safetensors``, ``model.onnx`` (checked), ``model.json`` and ``config.yaml``.
 
     Args:
-        model: trained; it is left in evaluation mode on the CPU.
+        model: trained, float32 on the CPU, in evaluation mode.
         images: float (N, 3, size, size) validation pictures, normalised: the ONNX model must agree on them.
         config: resolved, secrets masked.
         card: the remaining fields of ``ModelCard``.
@@ -43,7 +43,6 @@ def save_model_folder(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    model = model.cpu().float().eval().to(memory_format=torch.contiguous_format)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     export_onnx(model, folder / "model.onnx", images)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True, allow_unicode=True))

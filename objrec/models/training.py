@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 import torch
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -43,7 +46,13 @@ class Hardware:
     reason: str
 
 
-def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path) -> ModelCard:
+Pixels = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+# (validation logits (N, classes), targets (N,), the model as a function of uint8 (M, H, W, 3)) -> fields of the card
+Calibrate = Callable[[Logits, npt.NDArray[np.int64], Callable[[Pixels], Logits]], dict[str, Any]]
+
+
+def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, calibrate: Calibrate) -> ModelCard:
     """Train on ``train_dir``, choose the best epoch on ``valid_dir``, write ``model_dir``.
 
     An interrupted training of the same settings and data that left checkpoints in ``model_dir`` is carried on.
@@ -88,10 +97,12 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path) ->
     if trainer.interrupted:
         raise KeyboardInterrupt
     metrics = _take_best(trainer, module)
+    model = module.model.cpu().float().eval().to(memory_format=torch.contiguous_format)
+    images, logits, targets = _validation_outputs(model, data, config.train.limit_batches)
     card = save_model_folder(
         model_dir,
-        module.model,
-        images=_some_images(data),
+        model,
+        images=images,
         config=_as_read(config),
         backbone=backbone,
         class_names=data.class_names,
@@ -101,6 +112,7 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path) ->
         interpolation=preprocessing.interpolation,
         training_data_fingerprint=data_fingerprint,
         metrics=metrics,
+        **calibrate(logits, targets, lambda pixels: _logits(model, preprocessing.normalize(pixels))),
     )
     shutil.rmtree(checkpoints)  # the best weights are in the folder now; a finished training needs no other
     return card
@@ -216,10 +228,24 @@ def _take_best(trainer: L.Trainer, module: Classifier) -> dict[str, float]:
     return {k: v for k, v in row.items() if k == "epoch" or k.startswith("val/")}
 
 
-def _some_images(data: ImageFolderDataModule) -> torch.Tensor:
-    batch = next(iter(data.val_dataloader()))
-    images, _ = data.on_after_batch_transfer(batch, 0)
-    return images[:16].contiguous()
+def _validation_outputs(
+    model: nn.Module, data: ImageFolderDataModule, limit: int | None
+) -> tuple[torch.Tensor, Logits, npt.NDArray[np.int64]]:
+    """Return some validation pictures, normalised, and the logits and targets of all (of ``limit`` batches)."""
+    some, logits, targets = None, [], []
+    for batch in itertools.islice(data.val_dataloader(), limit):
+        images, target = data.on_after_batch_transfer(batch, 0)
+        some = images[:16].contiguous() if some is None else some
+        logits.append(_logits(model, images.contiguous().numpy()))
+        targets.append(target.numpy())
+    assert some is not None
+    return some, np.concatenate(logits), np.concatenate(targets)
+
+
+def _logits(model: nn.Module, inputs: npt.NDArray[np.float32]) -> Logits:
+    with torch.inference_mode():
+        parts = [model(torch.from_numpy(part)).numpy() for part in np.array_split(inputs, -(-len(inputs) // 256))]
+    return np.concatenate(parts)
 
 
 def _loggers(config: Config, training_dir: Path) -> Any:

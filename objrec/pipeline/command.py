@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from objrec.cloud.secrets import read_secrets
+from objrec.cloud.tracking import show
 from objrec.config.cli import guard, overrides_of, wants_help
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
@@ -44,11 +46,13 @@ def run_step(step: Step, overrides: Sequence[str]) -> None:
     for override in overrides:
         name, sign, value = override.partition("=")
         renamed.append(f"{aliases[name]}={value}" if sign and name in aliases else override)
+    read_secrets()
     config = load_config(renamed)
     inputs, outputs = _ports(step, config)
     with ExitStack() as stack:
         places = {p.name: stack.enter_context(_in_place(outputs[p.name], p, step.resumes)) for p in step.outputs}
         step.run(restrict(config, step), inputs, places)
+        show(places)
 
 
 def _ports(step: Step, config: Config) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -81,7 +85,8 @@ def _in_place(final: Path, port: Port, resumes: bool) -> Iterator[Path]:
     An existing empty folder is written directly: a cloud platform mounts its outputs so, and a mount cannot be renamed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    if port.kind == "folder" and final.is_dir() and (os.path.ismount(final) or not any(final.iterdir())):
+    in_a_job = "AZUREML_RUN_ID" in os.environ  # its folders are this step's alone, and other ranks may have begun
+    if port.kind == "folder" and final.is_dir() and (in_a_job or os.path.ismount(final) or not any(final.iterdir())):
         yield final
         return
     beside = final.with_name(f"{final.name}.partial")

@@ -79,11 +79,12 @@ class Display:
             self._live.update(self._tasks[step], completed=done, total=total, text=label)
 
     def finish(self, step: str, status: str, reason: str, seconds: float) -> None:
-        self._line(f"{step}: {status}, {seconds:.1f} s ({reason})")
+        why = "" if status == "failed" else f" ({reason})"  # the error itself is told once, at the end
+        self._line(f"{step}: {status}, {seconds:.1f} s{why}")
         if self._live is not None:
             if step not in self._tasks:
                 self._tasks[step] = self._live.add_task(step, total=1, text="")
-            self._live.update(self._tasks[step], completed=1, total=1, text=f"{status} [dim]({reason})")
+            self._live.update(self._tasks[step], completed=1, total=1, text=f"{status}[dim]{why}")
             self._live.stop_task(self._tasks[step])
 
     def note(self, text: str) -> None:

@@ -258,6 +258,8 @@ class _Runner:
                 raise
         if status != 0:
             _fail(step, status, log_path)
+        if absent := [n for n, p in outputs.items() if not p.exists()]:
+            raise StepFailed(f"step {step.name} ended well but did not write {', '.join(absent)}; see {log_path}")
 
     def _listen(self, step: str, receiver: int) -> None:
         with os.fdopen(receiver, errors="replace") as lines:

@@ -51,6 +51,7 @@ class Step:
         compute: the kind of machine it wants in the cloud.
         cached: False for a step that acts on the world and must always run.
         resumes: True where a second try carries on from the first one's partial outputs.
+        distributed: True where several processes, on one node or more, share the work.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Step:
     compute: Literal["cpu", "gpu"] = "cpu"
     cached: bool = True
     resumes: bool = False
+    distributed: bool = False
 
     @property
     def module(self) -> str:

@@ -1,24 +1,27 @@
-"""A trained model that answers for pictures, on ONNX Runtime."""
+"""A trained model that answers for pictures, without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from objrec.config.errors import UserError
 from objrec.models.card import ModelCard
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from objrec.serving.runtimes import Session
+
 MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Pictures in, class probabilities out.
+    """Pictures in, class probabilities out. Safe to call from many threads at once.
 
     Example:
         >>> predictor = Predictor.load(Path("runs/pipeline/latest/train/model_dir"))
@@ -27,25 +30,53 @@ class Predictor:
     """
 
     card: ModelCard
-    session: Any  # onnxruntime.InferenceSession
+    session: Session
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
-    def load(cls, model_dir: Path, *, threads: int = 0) -> Self:
-        """Load a model folder; ``threads`` 0 lets the runtime choose. Raises UserError for a damaged folder."""
-        import onnxruntime
+    def load(
+        cls,
+        model_dir: Path,
+        *,
+        threads: int = 0,
+        runtime: str = "onnxruntime",
+        precision: str = "fp32",
+        workers: int = 1,
+        int8: Path | None = None,
+        max_pixels: int = MAX_PIXELS,
+        verify: bool = True,
+    ) -> Self:
+        """Load a model folder.
+
+        Args:
+            threads: of one prediction; 0 lets the runtime choose.
+            runtime: ``onnxruntime``, ``openvino`` or ``torch``.
+            precision: of the arithmetic: ``fp32``, ``bf16`` or ``int8``.
+            workers: how many threads will call at once.
+            int8: the quantised model, for ``precision="int8"``.
+            max_pixels: pictures above it are refused, see ``objrec.images.decode``.
+            verify: check the hashes of the files first; False only where the caller has just done so.
+
+        Raises:
+            UserError: for a damaged folder, or a runtime that is not installed.
+        """
+        from objrec.serving.runtimes import open_session
 
         card = ModelCard.load(model_dir)
-        card.verify(model_dir)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(model_dir / "model.onnx", options, providers=["CPUExecutionProvider"])
-        return cls(card, session)
+        if verify:
+            card.verify(model_dir)
+        session = open_session(
+            model_dir, card, runtime=runtime, precision=precision, threads=threads, workers=workers, int8=int8
+        )
+        return cls(card, session, max_pixels)
+
+    def pixels(self, picture: bytes | Path) -> npt.NDArray[np.uint8]:
+        """Decode and crop a picture to uint8 (size, size, 3). Raises ImageError."""
+        return self.card.preprocessing.pixels(picture, max_pixels=self.max_pixels)
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Map uint8 (N, size, size, 3) to float32 logits (N, classes)."""
-        inputs = self.card.preprocessing.normalize(pixels)
-        (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: inputs})
-        return logits  # type: ignore[no-any-return]
+        return self.session.logits(pixels)
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Map uint8 (N, size, size, 3) to calibrated probabilities (N, classes), rows summing to 1."""
@@ -53,10 +84,19 @@ class Predictor:
 
     def predict(self, pictures: Iterable[bytes | Path], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Return for each picture its ``top_k`` (label, probability), best first. Raises ImageError for a bad one."""
-        return [
-            self.ranked(self.probabilities(self.card.preprocessing.pixels(p, max_pixels=MAX_PIXELS)[None])[0], top_k)
-            for p in pictures
-        ]
+        return [self.ranked(self.probabilities(self.pixels(p)[None])[0], top_k) for p in pictures]
+
+    def is_unknown(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Return (N,): which of (N, classes) logits are of pictures that show none of the classes.
+
+        Raises:
+            UserError: the model folder has no threshold for it.
+        """
+        from objrec.evaluation.unknown import is_unknown
+
+        if self.card.unknown is None:
+            raise UserError("this model has no threshold for unknown pictures: train it again")
+        return is_unknown(logits, self.card.unknown, self.card.temperature)
 
     def ranked(self, probabilities: npt.NDArray[np.float64], top_k: int) -> list[tuple[str, float]]:
         """Pair the ``top_k`` largest of (classes,) probabilities with their labels, best first."""

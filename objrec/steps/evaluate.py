@@ -1,13 +1,15 @@
-"""The evaluate step: a model folder and a test folder in, the accuracy and a report out."""
+"""Measure on test pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from objrec.config.schema import Config
 from objrec.pipeline.step import Port, make_step
 
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # telling by torch would take seconds where there is none
 ACCURACY_KEYS = (
     "accuracy",
     "num_images",
@@ -21,55 +23,70 @@ ACCURACY_KEYS = (
     "top_k",
     "log_loss",
     "ece",
+    "temperature",
 )
 
 
-@make_step(
-    name="evaluate",
-    inputs=(Port(name="model_dir"), Port(name="test_dir")),
-    outputs=(Port(name="accuracy_file", kind="file"), Port(name="report_dir")),
-    reads=("evaluate", "images.max_pixels", "compute.runtime"),
-    libraries=("numpy", "onnxruntime", "pillow"),
-    compute="gpu",
-)
-def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
-    """Measure a model on test pictures and write the accuracy and a report.
-
-    Raises:
-        UserError: for a damaged model folder, an empty test folder or classes that the model does not know.
-    """
-    from objrec.evaluation.files import prediction_rows, write_csv, write_json
-    from objrec.evaluation.inference import run_model
-    from objrec.evaluation.metrics import confusion_matrix, per_class, predictions_of, reliability_rows, summarize
-    from objrec.evaluation.pictures import draw_confusion_matrix
-    from objrec.evaluation.report import render
+def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
+    """Measure the model on test pictures and write the accuracy and a report."""
+    from objrec.evaluation.files import write_json
+    from objrec.evaluation.report import write_report
+    from objrec.evaluation.study import Settings, conduct
     from objrec.serving.predictor import Predictor
 
-    predictor = Predictor.load(inputs["model_dir"])
-    card = predictor.card
-    outcome = run_model(
-        inputs["test_dir"],
-        card,
-        predictor.logits,
+    runtime = choose_runtime(config.compute.runtime, config.compute.accelerator)
+    load = partial(Predictor.load, runtime=runtime, workers=2)  # not alone: pictures are decoded at the same time
+    model = load(inputs["model_dir"])
+    settings = Settings(
         batch_size=config.evaluate.batch_size,
         max_pixels=config.images.max_pixels,
+        slices=config.evaluate.slices,
+        robustness=config.evaluate.robustness,
     )
-    p = predictions_of(outcome, card.temperature)
-    matrix, classes = confusion_matrix(p), per_class(p)
-    metrics = {
-        **summarize(p),
-        "test_data_fingerprint": outcome.fingerprint,
-        "model_sha256": card.sha256,
-        "unreadable": outcome.reasons,
-        "no_pictures_by_name": outcome.others,
-        "reliability": reliability_rows(p),
-        "confusion_matrix": {"classes": card.class_names, "counts": matrix.tolist()},
-        "per_class": classes,
-    }
-    report = outputs["report_dir"]
-    write_json(report / "metrics.json", metrics)
-    write_csv(report / "per_class.csv", classes)
-    write_csv(report / "predictions.csv", prediction_rows(p))
-    draw_confusion_matrix(matrix, card.class_names).save(report / "confusion_matrix.png", optimize=True)
-    (report / "report.html").write_text(render(metrics, classes, report / "confusion_matrix.png"), encoding="utf-8")
-    write_json(outputs["accuracy_file"], {key: metrics[key] for key in ACCURACY_KEYS})
+    study = conduct(
+        model,
+        inputs["test_dir"],
+        settings,
+        train_dir=inputs.get("train_dir"),
+        raw_data_dir=inputs.get("raw_data_dir"),
+        unknown_dir=inputs.get("unknown_dir"),
+        other=load(inputs["compare_dir"]) if "compare_dir" in inputs else None,
+    )
+    write_report(
+        study,
+        model,
+        outputs["report_dir"],
+        model_dir=inputs["model_dir"],
+        train_dir=inputs.get("train_dir"),
+        max_pixels=config.images.max_pixels,
+    )
+    write_json(outputs["accuracy_file"], {key: study.metrics[key] for key in ACCURACY_KEYS})
+
+
+def choose_runtime(asked: str, accelerator: str) -> str:
+    """Return ``onnxruntime`` or ``torch``; ``auto`` means torch where its start-up time pays: with an NVIDIA GPU."""
+    if asked != "auto":
+        return asked
+    return "torch" if accelerator in ("auto", "gpu") and NVIDIA_DRIVER.exists() else "onnxruntime"
+
+
+STEP = make_step(
+    name="evaluate",
+    inputs=(
+        Port(name="model_dir"),
+        Port(name="test_dir"),
+        Port(name="train_dir", optional=True),
+        Port(name="raw_data_dir", optional=True),
+        Port(name="compare_dir", optional=True, config="evaluate.compare"),
+        Port(name="unknown_dir", optional=True, config="evaluate.unknown_dir"),
+    ),
+    outputs=(Port(name="accuracy_file", kind="file"), Port(name="report_dir")),
+    reads=("evaluate", "images.max_pixels", "compute.runtime", "compute.accelerator"),
+    libraries=("numpy", "onnx", "onnxruntime", "pillow"),
+    compute="gpu",
+)(run)
+
+if __name__ == "__main__":
+    from objrec.pipeline.command import main
+
+    main(STEP)

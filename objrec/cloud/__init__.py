@@ -1,0 +1,1 @@
+"""What a step needs of Azure while it runs there: its identity, the vault, the registry, the endpoint, tracking."""

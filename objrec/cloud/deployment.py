@@ -1,0 +1,190 @@
+"""``deploy.target=azure``: register the model, ask the gate, move the managed endpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from objrec.cloud.endpoint import Endpoint, SmokePicture, post
+from objrec.cloud.environments import ROOT, ensure_environment
+from objrec.cloud.registry import AzureRegistry, tags_of
+from objrec.cloud.workspace import connect, read_workspace
+from objrec.config.errors import UserError
+from objrec.config.schema import Config
+from objrec.images.decode import ImageError
+from objrec.models.card import ModelCard
+from objrec.registry.gate import Decision, decide, mcnemar
+from objrec.registry.records import Record
+
+
+def deploy(config: Config, record: Record, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Deploy when the gate says so; returns the content of ``endpoint_file``.
+
+    Raises:
+        UserError: the new deployment failed; then what served before goes on serving.
+    """
+    client = connect(config.azure)
+    name = endpoint_name(config)
+    registry = AzureRegistry(client, config.azure.model_name, name)
+    endpoint = Endpoint(client, name, send=post, seconds=config.azure.endpoint.request_timeout_ms / 1000)
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = _Trial(registry, inputs, config.images.max_pixels, Path(scratch))
+        decision = decide(
+            record,
+            registry,
+            remeasure=trial.remeasure,
+            min_improvement=config.deploy.min_improvement,
+            p_value=trial.p_value if config.deploy.require_significance else None,
+            significance_level=config.deploy.significance_level,
+        )
+    card = ModelCard.load(inputs["model_dir"])
+    version = registry.register(inputs["model_dir"], record, {"git_commit": card.git_commit or "unknown"})
+    before = registry.serving()
+    print(f"decision    {decision.reason}", flush=True)
+    if decision.deploy:
+        _release(config, client, endpoint, record, version, inputs)
+    serving = registry.serving()
+    return _content(endpoint, decision, serving, before)
+
+
+def endpoint_name(config: Config) -> str:
+    """Return the configured name, or one that is free in the region as it follows from the workspace."""
+    if config.azure.endpoint.name is not None:
+        return config.azure.endpoint.name
+    path = read_workspace(config.azure.config).path.lower()
+    return f"objrec-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+
+def _release(
+    config: Config, client: Any, endpoint: Endpoint, record: Record, version: str, inputs: Mapping[str, Path]
+) -> None:
+    pictures = smoke_pictures(record, inputs, config)
+    created = endpoint.ensure()
+    colour = endpoint.free_colour()
+    settings = config.azure.endpoint
+    environment = ensure_environment(
+        client, f"{config.azure.environment}-scoring", ROOT / "azureml" / "environment" / "scoring"
+    )
+    try:
+        previous = endpoint.roll_out(
+            _deployment(config, colour, endpoint.name, f"{config.azure.model_name}:{version}", environment, record),
+            pictures,
+            shares=settings.traffic,
+            settle=settings.settle_seconds,
+        )
+    except BaseException:
+        if created:  # an endpoint without a deployment would only puzzle
+            client.online_endpoints.begin_delete(endpoint.name).result()
+        raise
+    if previous is not None and not settings.keep_previous:
+        endpoint.delete(previous)
+
+
+def _deployment(config: Config, colour: str, endpoint: str, model: str, environment: str, record: Record) -> Any:
+    from azure.ai.ml.entities import CodeConfiguration, ManagedOnlineDeployment, OnlineRequestSettings
+
+    settings = config.azure.endpoint
+    limits = {
+        "max_bytes": config.serve.max_bytes,
+        "top_k": config.serve.top_k,
+        "max_pixels": config.images.max_pixels,
+    }
+    return ManagedOnlineDeployment(
+        name=colour,
+        endpoint_name=endpoint,
+        model=f"azureml:{model}",
+        environment=f"azureml:{environment}",
+        code_configuration=CodeConfiguration(code=str(ROOT), scoring_script="azureml/score.py"),
+        environment_variables={
+            "OBJREC_SERVING": json.dumps(limits),
+            "WORKER_COUNT": str(settings.max_concurrent_requests),  # the server's processes: one request each
+        },
+        instance_type=settings.size,
+        instance_count=settings.instances,
+        request_settings=OnlineRequestSettings(
+            request_timeout_ms=settings.request_timeout_ms,
+            max_concurrent_requests_per_instance=settings.max_concurrent_requests,
+            max_queue_wait_ms=settings.max_queue_wait_ms,
+        ),
+        tags={**tags_of(record), "model": model, "created_by": "objrec"},
+    )
+
+
+def smoke_pictures(record: Record, inputs: Mapping[str, Path], config: Config) -> list[SmokePicture]:
+    """Return readable pictures of the test set, the classes taking turns, with the model's own answers.
+
+    Raises:
+        UserError: there is none, or the model is right so seldom that it cannot be the one that was evaluated.
+    """
+    from objrec.serving.predictor import Predictor
+    from objrec.serving.probe import CHANCE, chance_of_at_most
+    from objrec.serving.smoke import pictures_in_turns
+
+    predictor = Predictor.load(inputs["model_dir"], max_pixels=config.images.max_pixels)
+    pictures: list[SmokePicture] = []
+    right = 0
+    for label, path in pictures_in_turns(inputs["test_dir"]):
+        data = path.read_bytes()
+        try:
+            best, probability = predictor.predict([data], top_k=1)[0][0]
+        except ImageError:
+            continue
+        right += best == label
+        pictures.append(SmokePicture(data, best, probability))
+        if len(pictures) == config.azure.endpoint.smoke_images:
+            break
+    if not pictures:
+        raise UserError(f"{inputs['test_dir']} has no readable picture to try the endpoint with")
+    assert record.accuracy is not None
+    if chance_of_at_most(right, len(pictures), record.accuracy) < CHANCE:
+        raise UserError(
+            f"the model is right on {right} of {len(pictures)} test pictures; its accuracy file says "
+            f"{record.accuracy:.3f}: model_dir, accuracy_file and test_dir do not belong together"
+        )
+    return pictures
+
+
+def _content(endpoint: Endpoint, decision: Decision, serving: Any, before: Any) -> dict[str, Any]:
+    tags = dict(serving.tags or {}) if serving is not None else {}
+    return {
+        "url": endpoint.url,
+        "deployed": decision.deploy,
+        "decision": decision.reason,
+        "rule": decision.rule,
+        "model_version": tags.get("sha256"),
+        "accuracy": float(tags["accuracy"]) if "accuracy" in tags else None,
+        "previous_version": dict(before.tags or {}).get("sha256") if before is not None and decision.deploy else None,
+        "endpoint": endpoint.name,
+        "deployment": serving.name if serving is not None else None,
+        "model": tags.get("model"),
+    }
+
+
+class _Trial:
+    """Measurements that a decision may need, made when they are asked for."""
+
+    def __init__(self, registry: AzureRegistry, inputs: Mapping[str, Path], max_pixels: int, scratch: Path) -> None:
+        self._registry, self._inputs, self._max_pixels, self._scratch = registry, inputs, max_pixels, scratch
+        self._downloaded: dict[str, Path] = {}
+
+    def _right(self, model_dir: Path) -> list[bool]:
+        from objrec.serving.probe import right
+
+        return right(model_dir, self._inputs["test_dir"], max_pixels=self._max_pixels)
+
+    def _in_production(self, current: Record) -> Path:
+        if current.sha256 not in self._downloaded:
+            folder = self._scratch / current.sha256[:12]
+            self._downloaded[current.sha256] = self._registry.download(current.sha256, folder)
+        return self._downloaded[current.sha256]
+
+    def remeasure(self, current: Record) -> Record:
+        right = self._right(self._in_production(current))
+        return current.model_copy(update={"accuracy": sum(right) / len(right), "num_images": len(right)})
+
+    def p_value(self, _: Record, current: Record) -> float:
+        return mcnemar(self._right(self._inputs["model_dir"]), self._right(self._in_production(current)))

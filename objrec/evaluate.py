@@ -1,0 +1,91 @@
+"""``python -m objrec.evaluate model_dir=MODEL test_dir=TEST``: any model folder on any folder of labelled pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from objrec.config.cli import guard, overrides_of, wants_help
+
+HELP = """Measure a model on labelled pictures: accuracy with its interval, and a report to look at.
+
+usage: python -m objrec.evaluate model_dir=MODEL test_dir=TEST [key=value ...]
+
+  model_dir=DIR               a model folder (model.json, model.onnx, model.safetensors)
+  test_dir=DIR                DIR/<class>/<picture>; classes are matched by name, a part of them will do
+  train_dir=DIR               also look for test pictures among these
+  raw_data_dir=DIR            also tell sources and licences, from its manifest.jsonl
+  evaluate.compare=MODEL      also a second model on the same pictures, with a paired test
+  evaluate.unknown_dir=DIR    also pictures of none of the classes: how well are they told?
+  evaluate.slices=true        also accuracy by picture size, source and licence
+  evaluate.robustness=true    also accuracy under blur, noise, JPEG and brightness
+  accuracy_file=FILE report_dir=DIR    where to write; a new folder under runs/evaluate without them
+
+Every setting and its default: python -m objrec.train --cfg job"""
+NAMED = 5  # unreadable pictures that are named on the terminal; the report names more
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if wants_help(arguments):
+        print(HELP)
+        return
+    sys.exit(guard(lambda: run(overrides_of(arguments))))
+
+
+def run(overrides: list[str]) -> None:
+    """Evaluate and say what was found. Raises UserError for what the user can mend."""
+    from objrec.config.errors import UserError
+    from objrec.config.load import load_config
+    from objrec.pipeline.command import run_step
+    from objrec.pipeline.runner import forget_run, new_run_dir, point_latest
+    from objrec.steps.evaluate import STEP
+
+    config = load_config(overrides)
+    run_dir = None
+    if config.accuracy_file is None or config.report_dir is None:
+        run_dir = new_run_dir(config, "evaluate")
+    places = {
+        "accuracy_file": config.accuracy_file or str(Path(run_dir or "") / "accuracy.json"),
+        "report_dir": config.report_dir or str(Path(run_dir or "") / "report"),
+    }
+    try:
+        run_step(STEP, [*overrides, *(f"{name}={path}" for name, path in places.items())])
+    except UserError:
+        if run_dir is not None and config.run_dir is None:
+            forget_run(run_dir)
+        raise
+    if run_dir is not None and config.run_dir is None:
+        point_latest(run_dir)
+    print(summary(json.loads((Path(places["report_dir"]) / "metrics.json").read_text(encoding="utf-8"))))
+    print(f"report    {Path(places['report_dir']) / 'report.html'}")
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """Return the lines for the terminal, from the content of ``metrics.json``."""
+    low, high = metrics["confidence_interval"]
+    lines = [
+        f"accuracy  {metrics['accuracy']:.4f} ({metrics['num_correct']} of {metrics['num_images']};"
+        f" 95 % interval {low:.4f} to {high:.4f})",
+        f"macro F1  {metrics['macro_f1']:.4f}",
+        f"log loss  {metrics['log_loss']:.4f}, calibration error {metrics['ece']:.4f}",
+    ]
+    if unreadable := metrics["unreadable"]:
+        named = "; ".join(f"{path} ({why})" for path, why in list(unreadable.items())[:NAMED])
+        rest = f"; and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+        lines.append(f"unreadable, counted as wrong: {len(unreadable)}: {named}{rest}")
+    if pairs := metrics["near_duplicates"]["pairs"]:
+        lines.append(f"warning: {len(pairs)} test pictures look like training pictures, see the report")
+    if other := metrics.get("compare"):
+        lines.append(
+            f"compared  {other['other']['accuracy']:.4f} of the other model; only this one right"
+            f" {other['only_this_right']}, only the other {other['only_other_right']},"
+            f" McNemar p = {other['mcnemar_p']:.3g}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""``python -m objrec.export model_dir=MODEL test_dir=TEST export_dir=OUT``: a model in other formats, each checked."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from objrec.config.cli import guard, overrides_of, wants_help
+
+HELP = """Write a model as ONNX, OpenVINO and torch.export, and compare each with the original on real pictures.
+
+usage: python -m objrec.export model_dir=MODEL test_dir=TEST [key=value ...]
+
+  model_dir=DIR                a model folder
+  test_dir=DIR                 DIR/<class>/<picture>: what the formats are compared on
+  export_dir=DIR               where to write; a new folder under runs/export without it
+  export.formats=[onnx,openvino,torch_export]    which ones; openvino needs: pip install 'objrec[export]'
+  export.int8=true train_dir=DIR                 also an int8 model, calibrated on training pictures
+
+preprocessing.json tells what the model expects; it is in the ONNX file's metadata too."""
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if wants_help(arguments):
+        print(HELP)
+        return
+    sys.exit(guard(lambda: run(overrides_of(arguments))))
+
+
+def run(overrides: list[str]) -> None:
+    """Export, print the comparison. Raises UserError for what the user can mend; nothing is left behind then."""
+    from objrec.config.errors import UserError
+    from objrec.config.load import load_config
+    from objrec.pipeline.runner import new_run_dir
+
+    config = load_config(overrides)
+    missing = [name for name in ("model_dir", "test_dir") if getattr(config, name) is None]
+    if missing:
+        raise UserError([f"{name}=DIR is needed" for name in missing])
+    assert config.model_dir is not None and config.test_dir is not None
+    from objrec.exports import USAGE, export
+
+    out = Path(config.export_dir) if config.export_dir is not None else new_run_dir(config, "export")
+    if config.export_dir is not None and out.exists() and any(out.iterdir()):
+        raise UserError(f"export_dir={out}: is not empty")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        checks = export(
+            Path(config.model_dir),
+            out,
+            formats=config.export.formats,
+            int8=config.export.int8,
+            test_dir=Path(config.test_dir),
+            train_dir=Path(config.train_dir) if config.train_dir is not None else None,
+            num_calibration=config.export.calibration,
+            batch_size=config.evaluate.batch_size,
+            max_pixels=config.images.max_pixels,
+        )
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    print(f"{'format':<13}{'pictures':>9}{'max diff':>11}{'agreement':>11}{'accuracy':>10}{'original':>10}")
+    for c in checks:
+        numbers = f"{c.num_images:>9}{c.difference:>11.2g}{c.agreement:>11.2%}{c.accuracy:>10.4f}"
+        print(f"{c.format:<13}{numbers}{c.original_accuracy:>10.4f}")
+    for c in checks:
+        print(f"  {USAGE[c.format]}")
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()

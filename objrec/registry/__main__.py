@@ -1,0 +1,132 @@
+"""``python -m objrec.registry``: look at the models, and move the production alias by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from objrec.config.cli import guard, overrides_of, wants_help
+from objrec.config.errors import UserError, did_you_mean
+from objrec.config.schema import Config
+from objrec.registry.records import Record
+from objrec.registry.store import FolderRegistry
+
+HELP = """python -m objrec.registry ACTION [VERSION] [overrides]
+
+  list                every model, newest last, with its accuracy and alias
+  show VERSION        all that is known of one, and its history
+  promote VERSION     put it in production, whatever its accuracy; a running service follows without a gap
+  rollback            put the previous model back in production
+  verify              check every file against its hash
+  gc                  remove all but the newest models (deploy.keep) and those in use
+
+  VERSION is production, previous, or the beginning of a version.      registry_dir=DIR names another registry.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if wants_help(arguments):
+        print(HELP, end="")
+        return 0
+    return guard(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    words = [a for a in arguments if "=" not in a and not a.startswith("-")]
+    action = words[0] if words else "list"
+    takes_version = action in ("show", "promote")
+    actions: dict[str, Callable[[FolderRegistry, Config, str], int]] = {
+        "list": _list,
+        "show": _show,
+        "promote": _promote,
+        "rollback": _rollback,
+        "verify": _verify,
+        "gc": _gc,
+    }
+    if action not in actions:
+        raise UserError(f"unknown action '{action}'.{did_you_mean(action, actions, what='actions')}")
+    if len(words) != 1 + takes_version and words:
+        raise UserError(f"{action} takes {'one version' if takes_version else 'no version'}: see --help")
+    from objrec.config.load import load_config
+
+    config = load_config(overrides_of([a for a in arguments if a not in words]))
+    registry = FolderRegistry(Path(config.registry_dir).resolve())
+    return actions[action](registry, config, words[1] if takes_version else "")
+
+
+def _list(registry: FolderRegistry, config: Config, _: str) -> int:
+    names: dict[str, list[str]] = {}
+    for alias, record in registry.aliases().items():
+        names.setdefault(record.sha256, []).append(alias)
+    records = registry.records()
+    if not records:
+        print(f"no models in {registry.root}")
+    for sha256, record in records.items():
+        accuracy = "  not measured" if record.accuracy is None else f"{record.accuracy:14.4f}"
+        data = record.training_data_fingerprint[:12]
+        print(f"{sha256[:12]}  accuracy{accuracy}  data {data}  {' '.join(names.get(sha256, []))}".rstrip())
+    return 0
+
+
+def _show(registry: FolderRegistry, config: Config, version: str) -> int:
+    sha256 = registry.resolve(version)
+    record = registry.records().get(sha256)
+    history = [
+        {k: v for k, v in event.items() if k != "record"}
+        for event in registry.events()
+        if event.get("record", {}).get("sha256", event.get("sha256")) == sha256
+    ]
+    content = {
+        "version": sha256,
+        "folder": str(registry.model_dir(sha256)),
+        "aliases": [a for a, r in registry.aliases().items() if r.sha256 == sha256],
+        "record": record.model_dump() if record else None,
+        "card": json.loads((registry.model_dir(sha256) / "model.json").read_text()),
+        "history": history,
+    }
+    print(json.dumps(content, indent=2))
+    return 0
+
+
+def _promote(registry: FolderRegistry, config: Config, version: str) -> int:
+    sha256 = registry.resolve(version)
+    record = registry.records().get(sha256)
+    if record is None:
+        raise UserError(f"{sha256[:12]} has no record in {registry.root / 'registry.jsonl'}: deploy it again")
+    return _move(registry, record, "promoted")
+
+
+def _rollback(registry: FolderRegistry, config: Config, _: str) -> int:
+    previous = registry.aliases().get("previous")
+    if previous is None:
+        raise UserError(f"there is no previous model in {registry.root} to go back to")
+    return _move(registry, previous, "rolled_back")
+
+
+def _move(registry: FolderRegistry, record: Record, event: str) -> int:
+    from objrec.serving.rollout import roll_out
+
+    last, service = roll_out(registry, record, event=event)
+    place = f", served at {service.url}" if service else ""
+    print(f"{record.sha256[:12]} is in production{place}; before: {last.sha256[:12] if last else 'none'}")
+    return 0
+
+
+def _verify(registry: FolderRegistry, config: Config, _: str) -> int:
+    faults = registry.verify()
+    for sha256, fault in faults.items():
+        print(f"{sha256[:12]}  {fault or 'sound'}")
+    return 1 if any(faults.values()) else 0
+
+
+def _gc(registry: FolderRegistry, config: Config, _: str) -> int:
+    removed = registry.gc(keep=config.deploy.keep)
+    print("\n".join(f"removed {m[:12]}" for m in removed) or "nothing to remove")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

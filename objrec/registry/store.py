@@ -1,0 +1,275 @@
+"""The registry as a folder.
+
+::
+
+    registry_dir/
+      models/<sha256>/    a model folder, named by its content, never changed
+      registry.jsonl      what happened, a line each, only ever appended to
+      aliases.json        the model in ``production`` and the ``previous`` one: one file, so both move in one rename
+      .lock               taken by whoever changes anything; released by the kernel when its holder dies
+
+Readers take no lock: models appear and aliases move by rename, and a torn last line of the log is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from objrec.config.errors import UserError
+from objrec.models.card import ModelCard
+from objrec.registry.records import Record
+
+INCOMING = ".incoming-"
+
+
+@dataclass(frozen=True)
+class FolderRegistry:
+    """Models, aliases and their history under one folder, which is created when first written to."""
+
+    root: Path
+
+    # Reading
+
+    def production(self) -> Record | None:
+        """The model that serves, or None before the first deployment."""
+        return self.aliases().get("production")
+
+    def aliases(self) -> dict[str, Record]:
+        """Return ``production`` and ``previous``, as far as they are set. Raises UserError for a damaged file."""
+        path = self.root / "aliases.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return {name: Record.model_validate(record) for name, record in data.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged ({str(error).splitlines()[0]}): delete it, then "
+                f"python -m objrec.registry promote <version> (see registry.jsonl for the last one promoted)"
+            ) from None
+
+    def model_dir(self, sha256: str) -> Path:
+        return self.root / "models" / sha256
+
+    def models(self) -> list[str]:
+        """Return the sha256 of every registered model."""
+        folder = self.root / "models"
+        return sorted(p.name for p in folder.iterdir() if len(p.name) == 64) if folder.is_dir() else []
+
+    def resolve(self, name: str) -> str:
+        """Return the sha256 that an alias, a sha256 or an unambiguous beginning of one means. Raises UserError."""
+        aliases = self.aliases()
+        if name in aliases:
+            return aliases[name].sha256
+        found = [m for m in self.models() if m.startswith(name)] if name else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{name} is the beginning of {len(found)} models: give more digits")
+        raise UserError(f"no model {name or '(empty name)'} in {self.root}: see python -m objrec.registry list")
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the log, oldest first. A line that a crash tore is left out."""
+        try:
+            lines = (self.root / "registry.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        events = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    events.append(event)
+        return events
+
+    def records(self) -> dict[str, Record]:
+        """Return the newest record of every registered model, oldest registration first."""
+        found: dict[str, Record] = {}
+        present = set(self.models())
+        for event in self.events():
+            with contextlib.suppress(ValueError):
+                record = Record.model_validate(event.get("record"))
+                if record.sha256 in present:
+                    found[record.sha256] = record
+        return found
+
+    # Writing
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the registry against other writers. Not reentrant."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def log(self, event: str, **details: Any) -> None:
+        """Append a line to the log. One write; after a torn line it starts a new one."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
+        line = (json.dumps(entry, sort_keys=False) + "\n").encode()
+        with (self.root / "registry.jsonl").open("ab+") as file:
+            if size := file.seek(0, os.SEEK_END):
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def add(self, model_dir: Path, record: Record) -> Path:
+        """Copy a model folder into the registry, verified, and return its place there. Adding it again is harmless.
+
+        What serving needs is copied: the files that ``model.json`` lists, ``model.json`` and ``config.yaml``.
+
+        Raises:
+            UserError: when the folder is damaged, or a model with the same weights but another meaning is registered.
+        """
+        card = ModelCard.load(model_dir)
+        place = self.model_dir(card.sha256)
+        with self.lock():
+            if place.is_dir() and _is_sound(place):
+                _check_same(ModelCard.load(place), card, place)
+            else:
+                self._copy(model_dir, card, place)
+            self.log("registered", record=record.model_dump())
+        return place
+
+    def _copy(self, model_dir: Path, card: ModelCard, place: Path) -> None:
+        models = self.root / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        for name in card.files:
+            if Path(name).name != name:
+                raise UserError(f"{model_dir / 'model.json'} lists '{name}', which is outside the model folder")
+        incoming = Path(tempfile.mkdtemp(prefix=INCOMING, dir=models))
+        try:
+            for name in (*card.files, "model.json", "config.yaml"):
+                if name == "config.yaml" and not (model_dir / name).is_file():
+                    continue
+                try:
+                    shutil.copyfile(model_dir / name, incoming / name)
+                except FileNotFoundError:
+                    raise UserError(f"{model_dir / name} is missing: the model folder is incomplete") from None
+                with (incoming / name).open("rb") as file:
+                    os.fsync(file.fileno())
+            card.verify(incoming)  # the copy: what was read once is what was checked
+            incoming.chmod(0o755)
+            if place.exists():  # damaged: set aside first, as a rename cannot replace a folder with content
+                place.rename(models / f"{INCOMING}damaged-{os.getpid()}-{place.name[:12]}")
+            incoming.rename(place)
+            _sync_folder(models)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+
+    def promote(self, record: Record, *, event: str = "promoted", **details: Any) -> Record | None:
+        """Make a registered model the one in production; the last one becomes ``previous``. Returns that one.
+
+        Raises:
+            UserError: when the model is not registered.
+        """
+        with self.lock():
+            if not self.model_dir(record.sha256).is_dir():
+                raise UserError(f"{record.sha256[:12]} is not registered in {self.root}")
+            aliases = self.aliases()
+            last = aliases.get("production")
+            if last is not None and last.sha256 != record.sha256:
+                aliases["previous"] = last
+            aliases["production"] = record
+            self._write_aliases(aliases)
+            self.log(event, record=record.model_dump(), previous=last.sha256 if last else None, **details)
+        return last
+
+    def restore(self, aliases: dict[str, Record]) -> None:
+        """Put the aliases back as they were, after a deployment that failed."""
+        with self.lock():
+            self._write_aliases(aliases)
+
+    def _write_aliases(self, aliases: dict[str, Record]) -> None:
+        text = json.dumps({name: record.model_dump() for name, record in aliases.items()}, indent=2) + "\n"
+        write_atomically(self.root / "aliases.json", text)
+
+    def verify(self) -> dict[str, str]:
+        """Return what is wrong with each registered model: an empty text for a sound one."""
+        found = {}
+        for sha256 in self.models():
+            found[sha256] = _fault(self.model_dir(sha256))
+        for alias, record in self.aliases().items():
+            if record.sha256 not in found:
+                found[record.sha256] = f"the model in {alias} is missing"
+        return found
+
+    def gc(self, *, keep: int) -> list[str]:
+        """Remove what crashes left and all but the ``keep`` newest and the aliased models. Returns those removed."""
+        with self.lock():
+            models = self.root / "models"
+            for left in models.glob(f"{INCOMING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            aliased = {record.sha256 for record in self.aliases().values()}
+            by_age = [e["record"]["sha256"] for e in self.events() if e.get("event") == "registered"]
+            newest = list(dict.fromkeys(reversed(by_age)))[:keep]
+            removed = [m for m in self.models() if m not in aliased and m not in newest]
+            for sha256 in removed:
+                doomed = models / f"{INCOMING}removed-{sha256[:12]}"
+                self.model_dir(sha256).rename(doomed)  # gone in one step, whatever interrupts the rest
+                shutil.rmtree(doomed, ignore_errors=True)
+                (self.root / "smoke" / f"{sha256}.json").unlink(missing_ok=True)  # what serving found out about it
+                shutil.rmtree(self.root / "tuned" / sha256, ignore_errors=True)
+                self.log("removed", sha256=sha256)
+        return removed
+
+
+def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Replace a file: readers see the old text or the new one, also after a crash."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)  # noqa: PTH101
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fault(model_dir: Path) -> str:
+    try:
+        card = ModelCard.load(model_dir)
+        card.verify(model_dir)
+    except UserError as error:
+        return str(error)
+    return "" if card.sha256 == model_dir.name else f"{model_dir} holds another model: {card.sha256}"
+
+
+def _is_sound(model_dir: Path) -> bool:
+    return not _fault(model_dir)
+
+
+def _check_same(known: ModelCard, new: ModelCard, place: Path) -> None:
+    meaning = ("class_names", "input_size", "mean", "std", "interpolation", "temperature", "training_data_fingerprint")
+    differing = [name for name in meaning if getattr(known, name) != getattr(new, name)]
+    if differing:
+        raise UserError(
+            f"{place} holds the same weights with another {', '.join(differing)}: one of the two model folders is "
+            "mislabelled. Roll back or promote another model, then python -m objrec.registry gc keep=0"
+        )

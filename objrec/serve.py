@@ -1,0 +1,90 @@
+"""``python -m objrec.serve``: the endpoint in the foreground, or the background service that deploy keeps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from objrec.config.cli import guard, overrides_of, wants_help
+from objrec.config.errors import UserError
+from objrec.config.schema import Config
+
+HELP = """python -m objrec.serve [overrides]
+
+Serves the model in production at POST /score, with a page to try it at /.
+
+  serve.action=run       in the foreground (the default); action=... is short for it
+  action=start           in the background, if it does not run already; prints its URL
+  action=status          says whether it runs, where, and which model it serves
+  action=stop            ends it; requests in flight are answered first
+  model_dir=DIR          serves a model folder instead of the registry's production model (in the foreground)
+
+  serve.port=8000        0 takes a free port            serve.host=0.0.0.0  lets other machines in
+  serve.key=SECRET       clients must send it           serve.runtime=auto  onnxruntime, openvino, torch
+  registry_dir=DIR       another registry
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if wants_help(arguments):
+        print(HELP, end="")
+        return 0
+    return guard(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    from objrec.config.load import load_config
+
+    overrides = [f"serve.{o}" if o.startswith("action=") else o for o in overrides_of(arguments)]
+    config = load_config(overrides)
+    actions = {"run": _run, "start": _start, "stop": _stop, "status": _status}
+    return actions[config.serve.action](config, Path(config.registry_dir).resolve())
+
+
+def _run(config: Config, registry_dir: Path) -> int:
+    from objrec.serving.server import run_in_foreground
+    from objrec.serving.settings import Settings
+
+    model_dir = None if config.model_dir is None else str(Path(config.model_dir).resolve())
+    run_in_foreground(Settings.of(config, registry_dir=str(registry_dir), model_dir=model_dir))
+    return 0
+
+
+def _start(config: Config, registry_dir: Path) -> int:
+    from objrec.registry.store import FolderRegistry
+    from objrec.serving import service
+    from objrec.serving.settings import Settings
+
+    if config.model_dir is not None:
+        raise UserError("action=start serves what is in production; model_dir=DIR is for the foreground")
+    if FolderRegistry(registry_dir).production() is None:
+        raise UserError(f"no model in {registry_dir} is in production: run python -m objrec.pipeline first")
+    print(service.ensure_started(Settings.of(config, registry_dir=str(registry_dir))).url)
+    return 0
+
+
+def _stop(config: Config, registry_dir: Path) -> int:
+    from objrec.serving import service
+
+    stopped = service.stop(registry_dir)
+    print(f"stopped {stopped.url}" if stopped else "no service was running")
+    return 0
+
+
+def _status(config: Config, registry_dir: Path) -> int:
+    from objrec.serving import service
+
+    running = service.find(registry_dir)
+    if running is None:
+        print(json.dumps({"running": False}))
+        return 1
+    _, version = running.get("/version")
+    print(json.dumps({"running": True, "url": running.url, "pid": running.pid, **version}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Structured logs: a JSON object a line."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+LOGGER = "objrec.serving"
+MAX_BYTES = 10_000_000
+FLUSH_SECONDS = 0.25
+logging.getLogger(LOGGER).addHandler(logging.NullHandler())  # until set_up, errors are told by who raises them
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes time, level, message and the fields given as ``extra={"fields": {...}}``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        entry = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
+        entry.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+class FileHandler(logging.Handler):
+    """Gathers lines and writes them four times a second; a full file becomes ``<name>.1``.
+
+    The library's rotating handler makes five system calls a line, and each gives Python's lock to the threads that
+    work on pictures and waits to get it back: half a millisecond of every request.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        super().__init__()
+        self._path, self._max_bytes = path, max_bytes
+        self._lines: list[str] = []
+        threading.Thread(target=self._write_now_and_then, name="log", daemon=True).start()
+        atexit.register(self.flush)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+        if record.levelno >= logging.ERROR:
+            self.flush()
+
+    def flush(self) -> None:
+        self.acquire()
+        try:
+            lines, self._lines = self._lines, []
+            if not lines or not self._path.parent.is_dir():
+                return
+            if self._path.exists() and self._path.stat().st_size > self._max_bytes:
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+        finally:
+            self.release()
+
+    def _write_now_and_then(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(FLUSH_SECONDS):
+            self.flush()
+
+
+def set_up(path: Path | None) -> None:
+    """Log to ``path``, which is kept from growing without end, or to stderr."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr) if path is None else FileHandler(path)
+    handler.setFormatter(JsonFormatter())
+    for name, level in ((LOGGER, logging.INFO), ("uvicorn.error", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False

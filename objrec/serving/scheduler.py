@@ -1,0 +1,156 @@
+"""Who runs when: a bounded queue in front of a fixed number of threads, and batches where they pay.
+
+On a CPU a picture costs decode plus model, both outside Python's lock, and larger batches gain nothing (docs/serving.md
+has the measurement): each thread takes one picture through both, and the machine is full when every core has one. On a
+GPU many threads decode and one feeds the model with all that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from objrec.serving.handler import RequestError
+
+if TYPE_CHECKING:
+    from objrec.serving.runtimes import Logits, Pixels, Session
+
+T = TypeVar("T")
+
+
+class Scheduler:
+    """Runs work on ``workers`` threads; at most ``waiting`` more may wait, each at most ``timeout`` seconds in all."""
+
+    def __init__(self, *, workers: int, waiting: int, timeout: float) -> None:
+        self.workers, self.waiting, self.timeout = workers, waiting, timeout
+        self.pending = 0  # waiting and running; touched by the event loop's thread only
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name=f"score-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in a thread. Raises RequestError 429 when the queue is full, 503 when its time is up."""
+        if self.pending >= self.workers + self.waiting:
+            raise RequestError(429, "busy", f"{self.pending} pictures are being worked on: try again", retry_after=1)
+        loop = asyncio.get_running_loop()
+        job: _Job[T] = _Job(work, loop.create_future(), loop, self)
+        self.pending += 1
+        timer = loop.call_later(self.timeout, job.expire)
+        self._jobs.put(job)
+        try:
+            return await job.future
+        finally:
+            timer.cancel()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run()
+
+    def close(self) -> None:
+        """End the threads when the work at hand is done."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(self.timeout)
+
+
+class _Job(Generic[T]):
+    def __init__(
+        self,
+        work: Callable[[], T],
+        future: asyncio.Future[T],
+        loop: asyncio.AbstractEventLoop,
+        scheduler: Scheduler,
+    ) -> None:
+        self.work, self.future, self.loop, self.scheduler = work, future, loop, scheduler
+
+    def run(self) -> None:
+        """In a thread. Work that nobody waits for any more is not begun."""
+        error: BaseException | None = None
+        result: Any = None
+        if not self.future.done():
+            try:
+                result = self.work()
+            except BaseException as raised:
+                error = raised
+        try:
+            self.loop.call_soon_threadsafe(self.finish, result, error)
+        except RuntimeError:  # the loop has closed: nobody waits
+            return
+
+    def finish(self, result: T, error: BaseException | None) -> None:
+        self.scheduler.pending -= 1
+        if self.future.done():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+    def expire(self) -> None:
+        if not self.future.done():
+            reason = f"no answer within {self.scheduler.timeout:g} s"
+            self.future.set_exception(RequestError(503, "timeout", reason, retry_after=1))
+
+
+class Batcher:
+    """A session that gathers the pictures of many threads: while the model is busy they wait, then go together.
+
+    Nothing waits on purpose: an idle model takes a single picture at once.
+    """
+
+    batched = True
+
+    def __init__(self, session: Session, *, max_batch: int, observe: Callable[[int], None] = lambda _: None) -> None:
+        self.runtime, self.precision = session.runtime, session.precision
+        self._session, self._max_batch, self._observe = session, max_batch, observe
+        self._waiting: queue.SimpleQueue[tuple[Pixels, Future[Logits]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    def logits(self, pixels: Pixels) -> Logits:
+        """Map uint8 (N, size, size, 3) to float32 logits (N, classes), perhaps in a batch with others' pictures."""
+        future: Future[Logits] = Future()
+        self._waiting.put((pixels, future))
+        return future.result()
+
+    def close(self) -> None:
+        self._waiting.put(None)
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            taken, count = [first], len(first[0])
+            while count < self._max_batch:
+                try:
+                    item = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    self._waiting.put(None)
+                    break
+                taken.append(item)
+                count += len(item[0])
+            self._observe(count)
+            self._answer(taken)
+
+    def _answer(self, taken: list[tuple[Pixels, Future[Logits]]]) -> None:
+        import numpy as np
+
+        try:
+            logits = self._session.logits(np.concatenate([pixels for pixels, _ in taken]))
+        except Exception as error:
+            if len(taken) == 1:
+                taken[0][1].set_exception(error)
+            else:  # out of memory, say: each on its own, so that none fails by its neighbours
+                for item in taken:
+                    self._answer([item])
+            return
+        start = 0
+        for pixels, future in taken:
+            future.set_result(logits[start : start + len(pixels)])
+            start += len(pixels)

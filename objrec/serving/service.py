@@ -1,0 +1,250 @@
+"""The background service of this machine: started detached, found again, spoken to, stopped. Standard library only.
+
+``registry_dir/service.json`` names it: process id, the process's start time and the machine's boot, so that a number
+which the system has since given to another process is never taken for ours, and a random instance name that the service
+answers on ``/version``, so that a port which another program has since taken is not either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from objrec.config.errors import UserError
+
+if TYPE_CHECKING:
+    from objrec.serving.settings import Settings
+
+START_SECONDS = 120.0
+LOADING = "the model is being loaded"  # what /readyz answers until there is a model or a reason why not
+STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process that no other can be mistaken for."""
+
+    pid: int
+    started: str  # clock ticks since boot, and the boot's id
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """Return the process with this number, or None where none is alive."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else cls(pid=pid, started=f"{boot}/{fields[19]}")
+
+    def alive(self) -> bool:
+        return Process.of(self.pid) == self
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to this process and no other; False when it is gone."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            if not self.alive():  # checked while the handle keeps the number from being another's
+                return False
+            signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A running service, as its state file names it."""
+
+    pid: int
+    started: str
+    url: str
+    instance: str
+    token: str  # for /control; the file is readable by its owner only
+    settings: str  # a digest, to tell whether it runs with the settings at hand
+
+    @property
+    def process(self) -> Process:
+        return Process(pid=self.pid, started=self.started)
+
+    def get(self, path: str, *, timeout: float = 5.0) -> tuple[int, dict[str, Any]]:
+        return call(self.url, "GET", path, timeout=timeout)
+
+    def control(self, action: str, *, sha256: str = "", timeout: float = START_SECONDS) -> dict[str, Any]:
+        """Have the service do something. Raises UserError with its reason when it does not."""
+        headers = {"X-Service-Token": self.token}
+        try:
+            status, answer = call(self.url, "POST", f"/control/{action}?sha256={sha256}", headers, timeout=timeout)
+        except OSError as error:
+            raise UserError(f"the service at {self.url} did not answer: {error}") from None
+        if status != 200:
+            raise UserError(f"the service at {self.url} refused: {answer.get('reason', status)}")
+        return answer
+
+
+def call(
+    url: str, method: str, path: str, headers: dict[str, str] | None = None, *, timeout: float
+) -> tuple[int, dict[str, Any]]:
+    """Make a request without proxies; return status and JSON object. Raises OSError."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    try:
+        connection.request(method, path, headers=headers or {})
+        response = connection.getresponse()
+        content = response.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"not an HTTP answer: {error}") from None
+    finally:
+        connection.close()
+    try:
+        data = json.loads(content)
+    except ValueError:
+        data = {}
+    return response.status, data if isinstance(data, dict) else {}
+
+
+def state_file(registry_dir: Path) -> Path:
+    return registry_dir / "service.json"
+
+
+def log_file(registry_dir: Path) -> Path:
+    return registry_dir / "service.log"
+
+
+def error_file(registry_dir: Path) -> Path:
+    """What the service's process says beside its log: why it did not start, or how it crashed."""
+    return registry_dir / "service.err"
+
+
+def read_state(registry_dir: Path) -> Service | None:
+    """Return what the state file says, true or not."""
+    try:
+        return Service(**json.loads(state_file(registry_dir).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_state(registry_dir: Path, service: Service) -> None:
+    from objrec.registry.store import write_atomically
+
+    write_atomically(state_file(registry_dir), json.dumps(asdict(service), indent=2) + "\n", mode=0o600)
+
+
+def find(registry_dir: Path) -> Service | None:
+    """Return the service of this registry if it is running."""
+    service = read_state(registry_dir)
+    if service is None or not service.process.alive():
+        return None
+    for attempt in range(3):  # a loaded machine may be slow to answer; a stranger answers something else
+        try:
+            status, answer = service.get("/version", timeout=5.0 * (attempt + 1))
+        except OSError:
+            continue
+        return service if status == 200 and answer.get("instance") == service.instance else None
+    return service  # the process is ours, but hangs: whoever wants to stop it may
+
+
+@contextlib.contextmanager
+def start_lock(registry_dir: Path) -> Iterator[None]:
+    """Hold off other starters, so that two commands at once start one service."""
+    registry_dir.mkdir(parents=True, exist_ok=True)
+    with (registry_dir / ".service.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def ensure_started(settings: Settings) -> Service:
+    """Return the running service, starting one where there is none. Raises UserError when it does not become ready."""
+    registry_dir = Path(settings.registry_dir)
+    with start_lock(registry_dir):
+        running = find(registry_dir)
+        if running is None:
+            return _start(settings, registry_dir)
+        say_if_other(running, settings)
+        return running
+
+
+def say_if_other(running: Service, settings: Settings) -> None:
+    """Tell the user when a running service was started with other settings than those at hand."""
+    if running.settings != settings.digest:
+        print(
+            f"note: the service at {running.url} keeps the serve.* settings that it was started with; to change them: "
+            "python -m objrec.serve action=stop, then action=start",
+            file=sys.stderr,
+        )
+
+
+def _start(settings: Settings, registry_dir: Path) -> Service:
+    last = read_state(registry_dir)
+    port = urlsplit(last.url).port if last is not None and settings.port == 0 else None
+    instance = secrets.token_hex(8)
+    root = str(Path(__file__).resolve().parents[2])
+    with error_file(registry_dir).open("wb") as errors:
+        launched = subprocess.run(
+            [sys.executable, "-m", "objrec.serving.daemon"],
+            input=json.dumps(
+                {"settings": settings.model_dump(), "instance": instance, "preferred_port": port}
+            ).encode(),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+            check=False,
+        )
+    child = Process.of(int(launched.stdout)) if launched.stdout.strip().isdigit() else None
+    deadline = time.monotonic() + START_SECONDS
+    reason = ""
+    while time.monotonic() < deadline:
+        service = read_state(registry_dir)
+        if service is not None and service.instance == instance:
+            with contextlib.suppress(OSError):
+                status, answer = service.get("/readyz")
+                if status == 200:
+                    return service
+                if answer.get("error") == "not_ready" and answer.get("reason") != LOADING:
+                    reason = str(answer.get("reason"))
+                    break
+        if child is None or not child.alive():
+            break
+        time.sleep(0.02)
+    while child is not None and child.signal(signal.SIGKILL):  # nobody was told of it: there is nothing to drain
+        time.sleep(0.01)
+    raise UserError(f"the service did not start: {reason or _last_words(registry_dir)} (log: {log_file(registry_dir)})")
+
+
+def _last_words(registry_dir: Path) -> str:
+    said = error_file(registry_dir).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return said[-1][:500] if said else "it said nothing"
+
+
+def stop(registry_dir: Path) -> Service | None:
+    """Stop the service and wait until it is gone; None where none ran. Raises UserError when it does not end."""
+    with start_lock(registry_dir):
+        service = find(registry_dir)
+        if service is None:
+            return None
+        service.process.signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while service.process.alive():
+            if time.monotonic() > deadline:
+                raise UserError(f"the service (process {service.pid}) does not end: kill -9 {service.pid}")
+            time.sleep(0.02)
+        return service

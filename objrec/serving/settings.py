@@ -1,0 +1,49 @@
+"""What a running service needs to know, as plain data that travels to another process."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from objrec.config.schema import Config
+
+
+class Settings(BaseModel):
+    """The ``serve`` section and what surrounds it. ``key`` is a secret: it travels over a pipe, not a command line."""
+
+    model_config = ConfigDict(frozen=True)
+
+    registry_dir: str
+    model_dir: str | None = None  # serve this folder, whatever the registry says
+    max_pixels: int
+    host: str
+    port: int
+    key: str | None
+    runtime: str
+    precision: str
+    workers: int | None
+    queue: int
+    timeout: float
+    max_batch: int
+    grace: float
+    drain: float
+    cors: list[str]
+    max_bytes: int
+    top_k: int
+
+    @property
+    def digest(self) -> str:
+        """A short hash that tells of a difference, and not of the key."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @classmethod
+    def of(cls, config: Config, *, registry_dir: str, model_dir: str | None = None) -> Self:
+        serve: dict[str, Any] = {name: getattr(config.serve, name) for name in type(config.serve).model_fields}
+        return cls(
+            registry_dir=registry_dir,
+            model_dir=model_dir,
+            max_pixels=config.images.max_pixels,
+            **{k: v for k, v in serve.items() if k in cls.model_fields},
+        )

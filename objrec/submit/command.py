@@ -1,0 +1,129 @@
+"""``python azureml/submit.py``: what it does with its arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from objrec.cloud.environments import ROOT
+from objrec.config.errors import UserError
+from objrec.config.load import load_config
+from objrec.config.schema import Config
+from objrec.submit import summary
+from objrec.submit.checks import check_job
+from objrec.submit.jobs import Job, Request, build_job
+from objrec.submit.snapshot import snapshot_files, stage
+from objrec.submit.sweep import read_space, split_swept
+
+SHORT = ("dry_run", "wait", "cleanup")  # may be given without ``azure.``
+
+HELP = """The five steps as an Azure ML pipeline job, from the same declarations and settings as on this machine.
+
+usage: python azureml/submit.py [key=value ...] [dry_run=true] [azure.wait=true] [cleanup=true]
+
+examples:
+  python azureml/submit.py dry_run=true                        the job as YAML and a summary: no account, no network
+  python azureml/submit.py experiment=seed azure.wait=true     submit, follow to the end
+  python azureml/submit.py azure.data=azureml:my-images:3      begin with a data asset of the workspace
+  python azureml/submit.py compute=cpu                         no GPU cluster
+  python azureml/submit.py compute=multi_gpu azure.gpu.size=Standard_NC64as_T4_v3 azure.gpu.gpus=4
+  python azureml/submit.py sweep=random                        a sweep job, from the file that -m uses here
+  python azureml/submit.py cleanup=true                        list what was made, delete it when confirmed
+
+Settings of the cloud and their defaults: configs/azure/default.yaml
+The way from an empty subscription: docs/azure.md"""
+
+
+def run(overrides: Sequence[str]) -> int:
+    """Compose, build, check; then show, submit or clean up. Returns the exit status."""
+    overrides = [f"azure.{o}" if o.split("=")[0] in SHORT else o for o in overrides]
+    plain, swept = split_swept(overrides)
+    config = load_config(plain)
+    if config.azure.cleanup:
+        from objrec.submit.cleanup import clean_up
+
+        return clean_up(config)
+    files = snapshot_files(ROOT)
+    snapshot = stage(files, ROOT, Path(config.cache_dir).resolve() / "azure")
+    code = snapshot.name
+    job = prepare(plain, swept, config, snapshot)
+    marks = {**summary.fingerprints(job, code), "code": code}
+    memory = Path(config.cache_dir) / summary.MEMORY
+    place = write(job, new_folder(config) / "job.yaml")
+    print(summary.describe(job, config, reused=summary.reuse(job, marks, _read(memory)), files=files))
+    print(f"job         {place}")
+    if config.azure.dry_run:
+        return 0
+    from objrec.submit.client import submit
+
+    name, status = submit(place, job, config)
+    steps = {k: v for k, v in marks.items() if k != "code"}
+    _write_json(memory, {"name": name, "code": code, "steps": steps})
+    return status
+
+
+def prepare(plain: Sequence[str], swept: Sequence[str], config: Config, code: Path) -> Job:
+    """Return the checked definition of the job. Raises UserError with everything that stands against it."""
+    from objrec.steps import load_steps
+
+    space = read_space(plain, swept, config)
+    request = Request(
+        steps=load_steps(), config=config, overrides=plain, code=code, space=space, git_commit=_git_commit()
+    )
+    job = build_job(request)
+    clusters = {c.cluster: c.max_nodes for c in (config.azure.cpu, config.azure.gpu)}
+    if problems := check_job(job, clusters):
+        raise UserError(problems)
+    return job
+
+
+def write(job: Job, place: Path) -> Path:
+    """Write the job with local paths relative to the file, as Azure ML reads them."""
+    import yaml
+
+    text = yaml.safe_dump(_relative(job, place.parent), sort_keys=False, width=100000, allow_unicode=True)
+    place.write_text(text, encoding="utf-8")
+    return place
+
+
+def _relative(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {k: _relative(v, folder) for k, v in value.items()}
+    if isinstance(value, str) and value.startswith("/") and Path(value).exists():
+        return os.path.relpath(value, folder)
+    return value
+
+
+def new_folder(config: Config) -> Path:
+    """Return the folder of this submission under ``runs_dir/azure``, or ``run_dir``."""
+    folder = Path(config.run_dir or Path(config.runs_dir) / "azure" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+def _git_commit() -> str | None:
+    try:
+        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
+
+
+def _read(memory: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(data, indent=2) + "\n")
+    beside.replace(path)

@@ -1,0 +1,151 @@
+"""The deploy step: what it decides, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving_kit import FAST, make_accuracy, make_model, make_pictures
+
+from objrec.config.errors import UserError
+from objrec.config.load import load_config
+from objrec.pipeline.step import restrict
+from objrec.registry.gate import REFUSED
+from objrec.registry.store import FolderRegistry
+from objrec.serving import service
+from objrec.steps.deploy import STEP
+
+
+@pytest.fixture
+def place(workdir: Path) -> Iterator[Path]:
+    make_pictures(workdir / "test")
+    yield workdir
+    service.stop(workdir / "registry")
+
+
+def deploy(place: Path, model_dir: Path, accuracy: Any, *overrides: str, test_data: str = "test-1") -> dict[str, Any]:
+    accuracy_file = make_accuracy(place / "accuracy.json", model_dir, accuracy, test_data=test_data)
+    config = load_config([f"registry_dir={place / 'registry'}", *FAST, *overrides])
+    inputs = {"model_dir": model_dir, "accuracy_file": accuracy_file, "test_dir": place / "test"}
+    STEP.run(restrict(config, STEP), inputs, {"endpoint_file": place / "endpoint.json"})
+    content: dict[str, Any] = json.loads((place / "endpoint.json").read_text())
+    return content
+
+
+def test_first_refused_better_and_changed_data(place: Path) -> None:
+    registry = FolderRegistry(place / "registry")
+    first, second, third = (make_model(place / f"m{i}", seed=i, training_data=d) for i, d in enumerate("aab"))
+    off = "deploy.start=false"
+    one = deploy(place, first, 0.9, off)
+    assert one["deployed"] and one["url"] is None and one["previous_version"] is None
+    same = deploy(place, second, 0.9, off)
+    assert not same["deployed"] and REFUSED in same["decision"] and same["model_version"] == one["model_version"]
+    better = deploy(place, second, 0.95, off)
+    assert better["deployed"] and better["previous_version"] == one["model_version"]
+    other = deploy(place, third, 0.5, off)
+    assert other["deployed"] and other["rule"] == "new_data" and other["accuracy"] == 0.5
+    assert [e["event"] for e in registry.events() if e["event"] in ("deployed", "refused")] == [
+        "deployed",
+        "refused",
+        "deployed",
+        "deployed",
+    ]
+    assert set(registry.verify().values()) == {""}
+
+
+def test_changed_test_set_measures_the_production_model(place: Path) -> None:
+    off = "deploy.start=false"
+    deploy(place, make_model(place / "m0"), 0.99, off)
+    again = deploy(place, make_model(place / "m1", seed=1), 0.995, off, test_data="test-2")
+    assert not again["deployed"] and "1.0000 in production" in again["decision"]  # all test pictures right, not 0.99
+    measured = [e for e in FolderRegistry(place / "registry").events() if e["event"] == "measured"]
+    assert len(measured) == 1
+    deploy(place, place / "m1", 0.995, off, test_data="test-2")
+    assert len([e for e in FolderRegistry(place / "registry").events() if e["event"] == "measured"]) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, "0.9", True, 1.2, -1])
+def test_an_accuracy_that_is_no_number_deploys_nothing(place: Path, value: Any) -> None:
+    with pytest.raises(UserError, match="not a number from 0 to 1"):
+        deploy(place, make_model(place / "m"), value, "deploy.start=false")
+    assert FolderRegistry(place / "registry").production() is None and not (place / "endpoint.json").exists()
+
+
+def test_damaged_accuracy_file_and_another_models_are_refused(place: Path) -> None:
+    first, second = make_model(place / "m0"), make_model(place / "m1", seed=1)
+    config = load_config([f"registry_dir={place / 'registry'}", "deploy.start=false"])
+    accuracy_file = make_accuracy(place / "accuracy.json", first, 0.9)
+    inputs = {"model_dir": second, "accuracy_file": accuracy_file, "test_dir": place / "test"}
+    outputs = {"endpoint_file": place / "endpoint.json"}
+    with pytest.raises(UserError, match="run the evaluate step again"):
+        STEP.run(restrict(config, STEP), inputs, outputs)
+    for text in ("", "[1]", '{"accuracy": 0.9}', '{"accuracy": 0.'):
+        accuracy_file.write_text(text)
+        with pytest.raises(UserError, match=r"accuracy\.json"):
+            STEP.run(restrict(config, STEP), inputs, outputs)
+    assert FolderRegistry(place / "registry").models() == []
+
+
+def test_a_model_that_is_not_what_was_evaluated_is_not_deployed(place: Path) -> None:
+    with pytest.raises(UserError, match="do not belong together"):
+        deploy(place, make_model(place / "m", mirrored=True), 0.99, "deploy.start=false")
+    assert FolderRegistry(place / "registry").production() is None
+
+
+def test_significance_compares_both_models_on_the_same_pictures(place: Path) -> None:
+    settings = ("deploy.start=false", "deploy.require_significance=true")
+    deploy(place, make_model(place / "m0"), 0.9, *settings)
+    refused = deploy(place, make_model(place / "m1", seed=1), 0.95, *settings)  # both are right on all 24 pictures
+    assert refused["rule"] == "not_significant" and "p = 1.000" in refused["decision"]
+    worse = make_model(place / "m2", training_data="other", mirrored=True)
+    deploy(place, worse, 0.1, "deploy.start=false")  # never right; changed data deploys it
+    better = make_model(place / "m3", seed=3, training_data="other")
+    assert deploy(place, better, 0.95, *settings)["deployed"]
+
+
+def test_a_refusal_is_quick_and_imports_no_runtime(place: Path) -> None:
+    model = make_model(place / "m")
+    deploy(place, model, 0.9)
+    program = (
+        "import sys, time, json; from pathlib import Path\n"
+        "from objrec.config.load import load_config; from objrec.pipeline.step import restrict\n"
+        "config = load_config([f'registry_dir={sys.argv[1]}'])\n"
+        "from objrec.steps.deploy import STEP\n"
+        "inputs = dict(model_dir=Path('m'), accuracy_file=Path('accuracy.json'), test_dir=Path('test'))\n"
+        "started = time.perf_counter()\n"
+        "STEP.run(restrict(config, STEP), inputs, dict(endpoint_file=Path('again.json')))\n"
+        "seconds = time.perf_counter() - started\n"
+        "heavy = sorted({'numpy', 'torch', 'onnxruntime', 'onnx', 'fastapi', 'uvicorn'} & set(sys.modules))\n"
+        "print(json.dumps([seconds, heavy]))"
+    )
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", program, place / "registry"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": root, "PATH": ""},
+    )
+    seconds, heavy = json.loads(done.stdout)
+    assert heavy == [] and seconds < 0.2
+    assert json.loads((place / "again.json").read_text())["url"]
+
+
+def test_refusal_starts_the_service_again_when_it_is_dead(place: Path) -> None:
+    model = make_model(place / "m")
+    url = deploy(place, model, 0.9)["url"]
+    registry_dir = place / "registry"
+    running = service.find(registry_dir)
+    assert running is not None and running.process.signal(9)
+    while running.process.alive():
+        time.sleep(0.01)
+    assert service.find(registry_dir) is None
+    again = deploy(place, model, 0.9)
+    assert not again["deployed"] and again["url"] == url
+    assert service.call(url, "GET", "/readyz", timeout=5)[0] == 200

@@ -1,0 +1,42 @@
+"""What users see, against files that are read when they change: ``make golden`` writes them anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from objrec.config.schema import Config
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def override_keys() -> str:
+    from objrec.config.diagnose import flatten_keys
+
+    return "\n".join(sorted(flatten_keys(Config))) + "\n"
+
+
+def step_help() -> str:
+    from objrec.pipeline.command import help_text
+    from objrec.steps import load_steps
+
+    return "\n\n".join(f"== {step.name}\n{help_text(step)}" for step in load_steps()) + "\n"
+
+
+def command_help() -> str:
+    from objrec import train
+    from objrec.config.cli import group_lines
+    from objrec.pipeline import __main__ as pipeline
+
+    return f"{pipeline.HELP}\n\n{train.HELP}\n\n{group_lines()}\n"
+
+
+@pytest.mark.parametrize("name", ["override_keys", "step_help", "command_help"])
+def test_golden(name: str, update_golden: bool) -> None:
+    path = GOLDEN / f"{name}.txt"
+    text = globals()[name]()
+    if update_golden:
+        GOLDEN.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text(), f"{path.name} changed: make golden, and read the diff"

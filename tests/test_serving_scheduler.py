@@ -1,0 +1,134 @@
+"""Threads, queue, batches."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from objrec.serving.handler import RequestError
+from objrec.serving.scheduler import Batcher, Scheduler
+
+
+def run(work: Callable[[Scheduler], Any], **options: Any) -> Any:
+    async def main() -> Any:
+        scheduler = Scheduler(**{"workers": 2, "waiting": 2, "timeout": 5.0, **options})
+        try:
+            return await work(scheduler)
+        finally:
+            scheduler.close()
+
+    return asyncio.run(main())
+
+
+def test_workers_run_at_once_and_a_failure_is_its_own() -> None:
+    barrier = threading.Barrier(2, timeout=5)
+
+    def fail() -> None:
+        barrier.wait()
+        raise RequestError(422, "bad", "bad")
+
+    async def work(s: Scheduler) -> Any:
+        return await asyncio.gather(s.run(lambda: barrier.wait() >= 0), s.run(fail), return_exceptions=True)
+
+    good, bad = run(work)
+    assert good is True and isinstance(bad, RequestError)
+
+
+def test_a_full_queue_refuses_with_429() -> None:
+    release = threading.Event()
+
+    async def work(s: Scheduler) -> Any:
+        tasks = [asyncio.create_task(s.run(release.wait)) for _ in range(6)]
+        await asyncio.sleep(0.05)
+        release.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        return found, s.pending
+
+    found, pending = run(work)
+    refused = [e for e in found if isinstance(e, RequestError)]
+    assert len(refused) == 2 and all(e.status == 429 and e.retry_after for e in refused)
+    assert found.count(True) == 4 and pending == 0
+
+
+def test_work_that_waited_too_long_is_refused_and_never_begun() -> None:
+    begun = []
+
+    async def work(s: Scheduler) -> Any:
+        slow = asyncio.create_task(s.run(lambda: time.sleep(0.4)))
+        late = asyncio.create_task(s.run(lambda: begun.append(1)))
+        found = await asyncio.gather(slow, late, return_exceptions=True)
+        await asyncio.sleep(0.4)
+        return found, s.pending
+
+    found, pending = run(work, workers=1, timeout=0.1)
+    assert [e.status for e in found] == [503, 503] and begun == [] and pending == 0
+
+
+class Counting:
+    """Answers each picture with its mean, and remembers the sizes of batches."""
+
+    runtime, precision, batched = "fake", "fp32", True
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def logits(self, pixels: Any) -> Any:
+        self.sizes.append(len(pixels))
+        time.sleep(0.02)
+        if len(pixels) > 1 and (pixels == 255).all(axis=(1, 2, 3)).any():
+            raise RuntimeError("out of memory")
+        if (pixels == 255).all():
+            raise RuntimeError("bad")
+        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+
+
+def test_batches_gather_what_waits_and_give_each_its_own() -> None:
+    session, sizes = Counting(), []
+    batcher = Batcher(session, max_batch=8, observe=sizes.append)
+    with ThreadPoolExecutor(20) as pool:
+        given = [np.full((1, 2, 2, 3), i, np.uint8) for i in range(40)]
+        answers = list(pool.map(batcher.logits, given))
+    batcher.close()
+    assert [float(a[0, 0]) for a in answers] == list(range(40))
+    assert max(session.sizes) > 1 and max(session.sizes) <= 8 and sum(sizes) == 40
+
+
+def test_a_failed_batch_is_tried_one_by_one() -> None:
+    batcher = Batcher(Counting(), max_batch=8)
+
+    def ask(value: int) -> float | str:
+        try:
+            return float(batcher.logits(np.full((1, 2, 2, 3), value, np.uint8))[0, 0])
+        except RuntimeError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, [1, 255, 3, 4, 5, 6, 7, 8]))
+    batcher.close()
+    assert answers == [1, "bad", 3, 4, 5, 6, 7, 8]
+
+
+def test_an_idle_model_takes_a_single_picture_at_once() -> None:
+    batcher = Batcher(Counting(), max_batch=8)
+    started = time.perf_counter()
+    batcher.logits(np.zeros((1, 2, 2, 3), np.uint8))
+    batcher.close()
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_close_ends_the_threads(workers: int) -> None:
+    before = threading.active_count()
+
+    async def work(s: Scheduler) -> int:
+        return threading.active_count() - before
+
+    assert run(work, workers=workers) == workers
+    assert threading.active_count() == before

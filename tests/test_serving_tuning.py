@@ -1,0 +1,177 @@
+"""Runtimes agree with the original, and low precision serves only where its loss was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_kit import CLASSES, make_model, make_pictures, picture, put_in_registry, to_bytes
+
+from objrec.config.errors import UserError
+from objrec.config.load import load_config
+from objrec.models.card import ModelCard
+from objrec.registry.store import FolderRegistry
+from objrec.serving import probe, tuning
+from objrec.serving.live import LiveModels
+from objrec.serving.metrics import Metrics
+from objrec.serving.predictor import Predictor
+from objrec.serving.runtimes import Normalizer, is_installed
+from objrec.serving.settings import Settings
+from objrec.serving.smoke import Smoke, pictures_in_turns
+from objrec.serving.tuning import Tuning, tuned_dir
+
+RUNTIMES = [
+    "onnxruntime",
+    pytest.param("openvino", marks=pytest.mark.skipif(not is_installed("openvino"), reason="needs openvino")),
+]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"), per_class=30)
+
+
+def test_the_table_normalises_exactly_as_preprocessing_does(model_dir: Path) -> None:
+    card = ModelCard.load(model_dir)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(Normalizer(card)(pixels), card.preprocessing.normalize(pixels))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_runtimes_agree_with_the_original(runtime: str, model_dir: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    original = Predictor.load(model_dir).logits(pixels)
+    other = Predictor.load(model_dir, runtime=runtime, threads=1, workers=2)
+    assert np.allclose(other.logits(pixels), original, atol=1e-4)
+    assert np.allclose(other.logits(pixels[:1]), original[:1], atol=1e-4)
+    first = other.logits(pixels[:1])
+    other.logits(pixels[1:2])
+    assert np.allclose(first, original[:1], atol=1e-4)  # an answer is the caller's own
+
+
+def test_what_cannot_be_had_is_said(model_dir: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'onnxruntime'"):
+        Predictor.load(model_dir, runtime="onxruntime")
+    with pytest.raises(UserError, match="not offered by onnxruntime"):
+        Predictor.load(model_dir, precision="bf16")
+
+
+def tune(model_dir: Path, folder: Path, pictures: Path, **options: object) -> Tuning:
+    predictor = Predictor.load(model_dir)
+    data = [to_bytes(picture(label, 99)) for label in CLASSES]
+    answers = [predictor.probabilities(predictor.pixels(d)[None])[0].tolist() for d in data]
+    arguments = {
+        "smoke": Smoke(data, answers),
+        "test_pictures": pictures_in_turns(pictures),
+        "runtime": "onnxruntime",
+        "precision": "auto",
+        "workers": 2,
+        "max_accuracy_drop": 0.1,
+        "max_pixels": 10**7,
+        **options,
+    }
+    return tuning.tune(model_dir, folder, **arguments)  # type: ignore[arg-type]
+
+
+def test_int8_is_measured_and_may_serve(model_dir: Path, pictures: Path, tmp_path: Path) -> None:
+    found = tune(model_dir, tmp_path, pictures)
+    int8 = next(c for c in found.candidates if c.precision == "int8")
+    assert int8.refused is None and int8.num_images == 90 - tuning.CALIBRATION_PICTURES
+    assert int8.accuracy_drop is not None and int8.accuracy_drop <= 0.1 and int8.milliseconds is not None
+    assert found.choose("auto", "int8").name == "onnxruntime int8"
+    assert Tuning.load(tmp_path) == found
+    quantised = Predictor.load(model_dir, precision="int8", int8=tmp_path / "int8.onnx")
+    assert quantised.predict([to_bytes(picture("red", 7))])[0][0][0] == "red"
+
+
+def test_int8_that_loses_too_much_is_refused(
+    model_dir: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = make_model(tmp_path / "wrong", mirrored=True) / "model.onnx"
+    monkeypatch.setattr(tuning, "quantize", lambda *_: wrong)
+    monkeypatch.setitem(tuning.TOLERANCE, "int8", 1.0)  # past the smoke pictures, so that accuracy decides
+    found = tune(model_dir, tmp_path, pictures)
+    int8 = next(c for c in found.candidates if c.precision == "int8")
+    assert int8.refused is not None and "loses 1.0000 of accuracy" in int8.refused
+    assert found.choose("auto", "auto").precision == "fp32"
+    with pytest.raises(UserError, match=r"loses 1\.0000 of accuracy"):
+        tune(model_dir, tmp_path, pictures, precision="int8")
+    monkeypatch.setitem(tuning.TOLERANCE, "int8", 0.1)
+    found = tune(model_dir, tmp_path, pictures)
+    assert "differs from the original" in str(found.candidates[1].refused)
+
+
+def test_a_small_test_set_means_fp32(model_dir: Path, pictures: Path, tmp_path: Path) -> None:
+    found = tune(model_dir, tmp_path, pictures, max_accuracy_drop=0.005)
+    assert "cannot show" in str(found.candidates[1].refused) and not (tmp_path / "int8.onnx").exists()
+    assert found.choose("auto", "auto").name == "onnxruntime fp32"
+
+
+@pytest.mark.skipif(not is_installed("openvino"), reason="needs openvino")
+def test_auto_takes_the_fastest_that_may_serve(
+    model_dir: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {"onnxruntime": 2.0, "openvino": 1.0}
+    monkeypatch.setattr(tuning, "milliseconds", lambda p, **_: speeds[p.session.runtime])
+    found = tune(model_dir, tmp_path, pictures, runtime="auto", precision="fp32")
+    assert found.choose("auto", "auto").runtime == "openvino"
+    assert found.choose("onnxruntime", "auto").runtime == "onnxruntime"
+
+
+def live(registry_dir: Path, *overrides: str) -> LiveModels:
+    settings = Settings.of(load_config(overrides), registry_dir=str(registry_dir))
+    return LiveModels(settings, Metrics(lambda: 0))
+
+
+def test_the_service_uses_what_was_found_and_guards_it(model_dir: Path, pictures: Path, tmp_path: Path) -> None:
+    record = put_in_registry(tmp_path, model_dir)
+    FolderRegistry(tmp_path).promote(record)
+    with pytest.raises(UserError, match="was not measured"):
+        live(tmp_path, "serve.precision=int8").follow()
+    probe.try_model(
+        model_dir,
+        pictures,
+        tmp_path,
+        accuracy=0.9,
+        runtime="onnxruntime",
+        precision="auto",
+        workers=1,
+        max_accuracy_drop=0.1,
+        max_pixels=10**7,
+    )
+    served = live(tmp_path, "serve.precision=int8").follow()
+    assert served.predictor.session.precision == "int8"
+    assert live(tmp_path, "serve.precision=fp32").follow().predictor.session.precision == "fp32"
+    folder = tuned_dir(tmp_path, record.sha256)
+    with (folder / "int8.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="missing or damaged"):
+        live(tmp_path, "serve.precision=int8").follow()
+    found = json.loads((folder / "tuning.json").read_text())
+    (folder / "tuning.json").write_text(json.dumps({**found, "machine": "another"}))
+    assert live(tmp_path).follow().predictor.session.precision == "fp32"  # speeds and kernels are that machine's
+
+
+def test_a_model_that_no_longer_gives_its_smoke_answers_is_not_served(
+    model_dir: Path, pictures: Path, tmp_path: Path
+) -> None:
+    record = put_in_registry(tmp_path, model_dir)
+    FolderRegistry(tmp_path).promote(record)
+    smoke = tmp_path / "smoke" / f"{record.sha256}.json"
+    smoke.parent.mkdir()
+    data = to_bytes(picture("red", 1))
+    smoke.write_text(Smoke([data], [[0.0, 0.0, 1.0]]).dumps())
+    models = live(tmp_path)
+    with pytest.raises(UserError, match="before deployment: it is not served"):
+        models.follow()
+    assert models.current is None and models.problem
+    smoke.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        models.follow()
