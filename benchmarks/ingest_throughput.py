@@ -7,7 +7,8 @@ Both download the same list of about 30 kB JPEGs and write them as files. img2da
 off, at each thread count given, in two ways: as it comes (``encode``: decoded and encoded again) and with
 ``disable_all_reencoding`` (``raw``: nothing is looked at). objrec decodes every picture to its end, hashes it, compares
 it with all others and keeps a row for each. Rounds are interleaved. ``wall`` is the whole command; ``span`` is from the
-first to the last request that the server saw, without anyone's start-up.
+first to the last request that the server saw, without anyone's start-up; ``CPU`` is what the command and its processes
+spent, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -90,26 +91,30 @@ def main() -> None:
             for way in ("encode", "raw")
             for threads in options.threads
         }
-        rates: dict[tuple[str, int, str], list[tuple[float, float]]] = {name: [] for name in runs}
+        rates: dict[tuple[str, int, str], list[tuple[float, float, float]]] = {name: [] for name in runs}
         for _ in range(options.rounds):
             for name, run in runs.items():
                 shutil.rmtree(work / "out", ignore_errors=True)
                 shutil.rmtree(work / "cache", ignore_errors=True)
-                started = time.perf_counter()
+                started, before = time.perf_counter(), sum(os.times()[2:4])
                 written = run(work / "out")
-                wall = time.perf_counter() - started
+                wall, cpu = time.perf_counter() - started, sum(os.times()[2:4]) - before
                 assert written == options.count, f"{name} wrote {written}"
                 with urllib.request.urlopen(f"{base}/span") as reply:
                     span = float(reply.read())
-                rates[name].append((options.count / wall, options.count / span))
-                print(name, f"wall {options.count / wall:.0f}/s, span {options.count / span:.0f}/s", file=sys.stderr)
-        print("| program | threads | pictures are | wall, pictures/s (median, range) | span, pictures/s |")
-        print("| --- | --- | --- | --- | --- |")
+                rates[name].append((options.count / wall, options.count / span, cpu / options.count * 1000))
+                print(
+                    name,
+                    f"wall {options.count / wall:.0f}/s, span {options.count / span:.0f}/s, CPU {cpu:.1f} s",
+                    file=sys.stderr,
+                )
+        print("| program | threads | pictures are | wall, pictures/s | span, pictures/s | CPU ms a picture |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for (program, threads, way), found in rates.items():
-            cells = [
-                f"{statistics.median(x):.0f} ({min(x):.0f}-{max(x):.0f})" for x in zip(*found, strict=True)
-            ]  # fmt: skip
-            print(f"| {program} | {threads} | {way} | {cells[0]} | {cells[1]} |")
+            wall, span, cpu = zip(*found, strict=True)
+            cells = [f"{statistics.median(x):.0f} ({min(x):.0f}-{max(x):.0f})" for x in (wall, span)]
+            cells.append(f"{statistics.median(cpu):.2f} ({min(cpu):.2f}-{max(cpu):.2f})")
+            print(f"| {program} | {threads} | {way} | {cells[0]} | {cells[1]} | {cells[2]} |")
     finally:
         server.terminate()
         shutil.rmtree(work, ignore_errors=True)

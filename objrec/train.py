@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from objrec.config.cli import INTERRUPTED, group_lines, guard, wants_help
+from objrec.config.compose import expand_sources
 from objrec.config.errors import UserError
 from objrec.config.load import check_command_line, config_dir, register_resolvers, validate
 
@@ -30,6 +31,7 @@ def main() -> None:
         print(HELP.format(groups=group_lines()))
         return
     register_resolvers()
+    sys.argv[1:] = expand_sources(sys.argv[1:])
     if not {"--cfg", "-c"} & set(sys.argv):  # showing a configuration composes it anyway
         status = guard(lambda: check_command_line(sys.argv[1:]))
         if status:

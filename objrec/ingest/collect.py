@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from objrec.images.decode import ImageError
 from objrec.ingest.download import Downloader, FetchError
-from objrec.ingest.examine import Picture, examine
+from objrec.ingest.examine import examine
 from objrec.ingest.selection import Outcome, Selection, file_of
 from objrec.ingest.store import Store
 from objrec.sources.base import Candidate, LocalSource, Source, SourceStopped
@@ -133,19 +133,23 @@ class WebAcquire:
                 return known
         try:
             data = await self._downloader.fetch(candidate.url)
-            picture = await loop.run_in_executor(self._pool, self._examine, data)
-        except (FetchError, ImageError) as error:
+        except FetchError as error:
             outcome = Outcome(candidate=candidate, status=error.status, reason=error.reason)
-            self._store.record(outcome, transient=isinstance(error, FetchError) and error.transient)
+            self._store.record(outcome, transient=error.transient)
             return outcome
-        outcome = Outcome(candidate=candidate, picture=picture)
+        return await loop.run_in_executor(self._pool, self._keep, candidate, data)
+
+    def _keep(self, candidate: Candidate, data: bytes) -> Outcome:
+        """Examine a download and record what came of it; in a thread."""
+        try:
+            picture = examine(data, max_pixels=self._demands.max_pixels, min_size=self._demands.min_size)
+        except ImageError as error:
+            outcome = Outcome(candidate=candidate, status=error.status, reason=error.reason)
+        else:
+            self._store.write(picture.sha256, data)
+            outcome = Outcome(candidate=candidate, picture=picture)
         self._store.record(outcome)
         return outcome
-
-    def _examine(self, data: bytes) -> Picture:
-        picture = examine(data, max_pixels=self._demands.max_pixels, min_size=self._demands.min_size)
-        self._store.write(picture.sha256, data)
-        return picture
 
     def _judge(self, outcome: Outcome) -> Outcome:
         """Apply what may have changed since a picture was fetched."""

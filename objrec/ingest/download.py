@@ -280,7 +280,7 @@ class Downloader:
     async def _robots_allow(self, host: _Host, url: URL) -> bool:
         if host.robots is None:
             host.robots = asyncio.create_task(self._read_robots(host, url.origin() / "robots.txt"))
-        rules = await asyncio.shield(host.robots)
+        rules = host.robots.result() if host.robots.done() else await asyncio.shield(host.robots)
         return rules is not None and rules.allows(url.raw_path_qs)
 
     async def _read_robots(self, host: _Host, url: URL) -> Robots | None:

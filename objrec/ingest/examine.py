@@ -14,6 +14,7 @@ from PIL import Image
 from objrec.images.decode import EXTENSIONS, FORMATS, ImageError, decode
 
 CELLS: Final = 9
+HASHED: Final = 16  # a JPEG is decoded to at least twice that: three pixels and more for each cell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ def examine(data: bytes, *, max_pixels: int, min_size: int) -> Picture:
     """
     if not data:
         raise ImageError("corrupt", "empty")
-    image = decode(data, max_pixels=max_pixels, min_size=min_size, target=64)
+    image = decode(data, max_pixels=max_pixels, min_size=min_size, target=HASHED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
+import numpy as np
+
 from objrec.ingest.examine import Picture
 
 BANDS: Final = 8
 BITS: Final = 16  # of a band
+SPREAD: Final = np.random.default_rng(0).permutation(BANDS * BITS)  # neighbouring bits say much the same
 FEATURELESS: Final = 10  # set or unset bits below which a half of the hash says too little to compare by
 T = TypeVar("T")
 
@@ -54,7 +57,9 @@ def _code(picture: Picture) -> int:
 
 
 def _bands(code: int) -> list[int]:
-    return [(code >> (BITS * i) & 0xFFFF) << 4 | i for i in range(BANDS)]
+    bits = np.unpackbits(np.frombuffer(code.to_bytes(BANDS * BITS // 8, "big"), dtype=np.uint8))
+    values: list[int] = np.packbits(bits[SPREAD]).view(np.uint16).tolist()
+    return [value << 4 | band for band, value in enumerate(values)]
 
 
 def _featureless(picture: Picture) -> bool:

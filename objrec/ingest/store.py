@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -60,13 +59,24 @@ class Store:
         return self._objects / sha256[:2] / sha256
 
     def write(self, sha256: str, data: bytes) -> None:
-        """Keep a picture."""
+        """Keep a picture.
+
+        It is written under its final name at once, which is cheaper than a rename: a file that was not finished is not
+        what its name says, and ``has`` notices. A file that is there is never written to, for data sets link to it.
+        """
         path = self.path(sha256)
-        path.parent.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).replace(path)
+        while True:
+            try:
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                if self.has(sha256):
+                    return
+            else:
+                with os.fdopen(handle, "wb", buffering=0) as file:
+                    file.write(data)
+                return
 
     def has(self, sha256: str) -> bool:
         """Whether the picture is there and undamaged; a damaged one is removed."""

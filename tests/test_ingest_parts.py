@@ -1,0 +1,161 @@
+"""The near-duplicate index, the examination of pictures, the store and the yield table."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from objrec.images.decode import ImageError, decode
+from objrec.ingest.examine import Picture, difference_hashes, examine
+from objrec.ingest.nearby import NearbyIndex
+from objrec.ingest.progress import yield_table
+from objrec.ingest.selection import Outcome
+from objrec.ingest.store import Store
+from objrec.sources.base import Candidate
+from tests.bad_server import encoded, picture
+from tests.conftest import shared_file
+
+
+def with_code(code: int) -> Picture:
+    rows, columns = code >> 64, code & (2**64 - 1)
+    return Picture(sha256="0", size=1, width=9, height=9, extension="jpg", rows=rows, columns=columns)
+
+
+BASE = 0x6A09E667F3BCC908BB67AE8584CAA73B  # about as many bits set as not, in each half
+balanced = st.lists(st.integers(0, 127), max_size=12).map(lambda bits: BASE ^ sum(1 << b for b in set(bits)))
+
+
+@given(
+    codes=st.lists(balanced, min_size=1, max_size=12),
+    flips=st.lists(st.integers(0, 127), max_size=10),
+    distance=st.integers(0, 7),
+)
+def test_the_index_finds_what_comparing_all_finds(codes: list[int], flips: list[int], distance: int) -> None:
+    index: NearbyIndex[tuple[int, int]] = NearbyIndex(distance)
+    items = [(i, code) for i, code in enumerate(codes)]
+    for item in items:
+        index.insert(with_code(item[1]), item)
+    asked = codes[0]
+    for bit in flips:
+        asked ^= 1 << bit
+    near = [i for i in items if (i[1] ^ asked).bit_count() <= distance]
+    found = sorted(index.find(with_code(asked)))
+    if all(10 <= half.bit_count() <= 54 for half in (asked >> 64, asked & (2**64 - 1))):
+        assert found == near
+    else:
+        assert found == [], "a picture without features resembles nothing"
+
+
+def test_photographs_resemble_their_copies_and_no_others() -> None:
+    import zipfile
+
+    with zipfile.ZipFile(shared_file("imagenet-photos-120.zip")) as archive:
+        names = [n for n in archive.namelist() if n.lower().endswith((".jpg", ".jpeg"))][:40]
+        photographs = [archive.read(n) for n in names]
+    index: NearbyIndex[list[int]] = NearbyIndex(6)
+    items = [[i] for i in range(len(photographs))]
+    found = 0
+    for item, data in zip(items, photographs, strict=True):
+        known = examine(data, max_pixels=10**8, min_size=1)
+        assert list(index.find(known)) == []
+        index.insert(known, item)
+    for i, data in enumerate(photographs):
+        image = decode(data, max_pixels=10**8)
+        copy = encoded(image.resize((image.width // 2, image.height // 2)), "JPEG", quality=75)
+        near = list(index.find(examine(copy, max_pixels=10**8, min_size=1)))
+        assert near in ([], [[i]])
+        found += len(near)
+    assert found >= 0.9 * len(photographs)
+
+
+def test_damage_shows_as_it_would_at_full_size() -> None:
+    """The reduced decoding of ``examine`` refuses what a full decoding refuses."""
+    data = picture(5, (640, 480))
+    progressive = encoded(Image.open(io.BytesIO(data)), "JPEG", progressive=True)
+    for whole in (data, progressive):
+        for tenth in range(1, 10):
+            cut = whole[: len(whole) * tenth // 10]
+            with pytest.raises(ImageError):
+                decode(cut, max_pixels=10**8)
+            with pytest.raises(ImageError):
+                examine(cut, max_pixels=10**8, min_size=1)
+        found = examine(whole, max_pixels=10**8, min_size=1)
+        assert (found.width, found.height, found.extension, found.size) == (640, 480, "jpg", len(whole))
+
+
+def test_hashes_tell_rows_from_columns() -> None:
+    image = Image.linear_gradient("L").convert("RGB")  # brighter downwards
+    assert difference_hashes(image) == (0, 2**64 - 1)
+    assert difference_hashes(image.transpose(Image.Transpose.ROTATE_90)) == (2**64 - 1, 0)
+
+
+def test_the_store_survives_half_written_pictures(tmp_path: Path) -> None:
+    data = picture(1)
+    found = examine(data, max_pixels=10**8, min_size=1)
+    store = Store(tmp_path, limits="a")
+    store.path(found.sha256).parent.mkdir(parents=True)
+    store.path(found.sha256).write_bytes(data[:100])  # what a kill left
+    assert not store.has(found.sha256)
+    store.path(found.sha256).write_bytes(data[:100])
+    store.write(found.sha256, data)
+    store.write(found.sha256, data)
+    assert store.has(found.sha256)
+    store.place(found.sha256, tmp_path / "placed.jpg")
+    assert (tmp_path / "placed.jpg").read_bytes() == data
+    store.close()
+
+
+def test_the_store_remembers_outcomes_until_they_may_differ(tmp_path: Path) -> None:
+    def candidate(name: str) -> Candidate:
+        return Candidate(class_name="cat", source="s", url=name)
+
+    found = examine(picture(1), max_pixels=10**8, min_size=1)
+    store = Store(tmp_path, limits="a")
+    outcomes = {
+        "ok": Outcome(candidate=candidate("ok"), picture=found),
+        "gone": Outcome(candidate=candidate("gone"), status="http_404", reason="r"),
+        "late": Outcome(candidate=candidate("late"), status="timeout", reason="r"),
+        "small": Outcome(candidate=candidate("small"), status="too_small", reason="r"),
+    }
+    for name, outcome in outcomes.items():
+        store.record(outcome, transient=name == "late")
+    assert all(store.recall(o.candidate, retry_transient=False) == o for o in outcomes.values())
+    assert store.recall(candidate("late"), retry_transient=True) is None
+    assert store.recall(candidate("new"), retry_transient=False) is None
+    store.close()
+    other = Store(tmp_path, limits="b")
+    assert other.recall(candidate("small"), retry_transient=False) is None
+    assert other.recall(candidate("ok"), retry_transient=True) == outcomes["ok"]
+    other.close()
+
+
+def test_the_yield_table_adds_up() -> None:
+    table = yield_table({"cat": {"kept": 3, "http_404": 2}, "a long name": {"kept": 1}}, 3)
+    assert [line.split() for line in table.splitlines()] == [
+        ["class", "asked", "found", "kept", "http_404"],
+        ["cat", "3", "5", "3", "2"],
+        ["a", "long", "name", "3", "1", "1"],
+        ["all", "6", "6", "4", "2"],
+    ]
+
+
+def test_sources_and_ingest_import_no_torch_and_nothing_of_the_network_without_need() -> None:
+    script = """
+import pkgutil, importlib, sys
+import objrec.sources, objrec.ingest
+for package in (objrec.sources, objrec.ingest):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+bad = {"torch", "torchvision", "lightning", "matplotlib", "pyarrow"} & set(sys.modules)
+assert not bad, bad
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[1], timeout=120)
+    light = "import sys, objrec.steps.ingest; assert not {'aiohttp', 'numpy', 'PIL', 'hydra'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", light], check=True, cwd=Path(__file__).resolve().parents[1], timeout=120)
