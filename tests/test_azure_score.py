@@ -82,8 +82,12 @@ def local(model_dir: Path) -> Iterator[Any]:
     from objrec.serving.settings import Settings
 
     config = load_config(
-        [f"serve.max_bytes={LIMITS['max_bytes']}", f"serve.top_k={LIMITS['top_k']}", "serve.runtime=onnxruntime"]
-        + [f"images.max_pixels={LIMITS['max_pixels']}"]
+        [
+            f"serve.max_bytes={LIMITS['max_bytes']}",
+            f"serve.top_k={LIMITS['top_k']}",
+            f"images.max_pixels={LIMITS['max_pixels']}",
+            "serve.runtime=onnxruntime",
+        ]
     )
     settings = Settings.of(config, registry_dir=str(model_dir.parent / "registry"), model_dir=str(model_dir))
     with TestClient(create_app(State(settings))) as client:
