@@ -45,9 +45,11 @@ def _answer(request: Any) -> handler.Answer:
             raise handler.RequestError(405, "method", "send a picture by POST")
         if (request.content_length or 0) > limits["max_bytes"] * 4 // 3 + 65536:  # base64 and a form's frame
             raise handler.too_large(limits["max_bytes"])
-        top_k = handler.check_top_k(request.args.get("top_k")) or limits["top_k"]
+        top_k = handler.check_top_k(request.args.get("top_k"))
         body = request.get_data(cache=False)
-        return handler.score(body, request.content_type, predictor, top_k=top_k, max_bytes=limits["max_bytes"])
+        upload = handler.read(body, request.content_type, max_bytes=limits["max_bytes"])
+        probabilities = predictor.probabilities(handler.decode(upload, predictor)[None])[0]
+        return handler.answer(probabilities, predictor, top_k=top_k or upload.top_k or limits["top_k"])
     except handler.RequestError as error:
         return handler.Answer.of_error(error)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, and not this folder's files as modules
 
-from objrec.config.cli import guard, overrides_of, wants_help
-from objrec.submit.command import HELP, run
+from objrec.config.cli import guard, overrides_of, wants_help  # noqa: E402
+from objrec.submit.command import HELP, run  # noqa: E402
 
 
 def main() -> int:

@@ -349,7 +349,8 @@ def _put(s: StandIn, name: str, call: Call) -> tuple[int, Any]:
             properties |= {"provisioningState": "Succeeded", "scaleSettings": {"scaleType": "Default"}}
     if kind == "models" and name.count("/") == 3:
         properties.setdefault("flavors", {})
-        s.put("/".join(name.split("/")[:2]), {"latestVersion": name.split("/")[3]})
+        version = name.split("/")[3]
+        s.put("/".join(name.split("/")[:2]), {"latestVersion": version, "nextVersion": str(int(version) + 1)})
     return 200 if s.get(name) else 201, s.put(name, properties, **more)
 
 

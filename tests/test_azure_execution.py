@@ -62,8 +62,8 @@ class Platform:
         spec = self.azure.resources[node["componentId"]]["properties"]["componentSpec"]
         place = self.folder / name
         code = self.azure.resources[spec["code"].removeprefix("azureml:")]["properties"]["codeUri"]
-        self.azure.download(code, place / "download")
-        (root,) = (place / "download").iterdir()
+        root = place / "code"
+        self.azure.download(code, root)
         values = {f"inputs.{k}": self._bound(v["value"]) for k, v in node["inputs"].items()}
         for port, output in spec["outputs"].items():
             path = place / "outputs" / port

@@ -1,4 +1,4 @@
-"""A managed online endpoint with two deployments in turn, blue and green: the new one answers before it takes traffic."""
+"""A managed online endpoint, blue and green in turn: the new deployment answers before it takes traffic."""
 
 from __future__ import annotations
 
