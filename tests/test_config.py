@@ -16,7 +16,7 @@ OPTIONS = sorted(
     f"{f.parent.name}={f.stem}" for f in CONFIGS.glob("*/*.yaml") if f.parent.name not in {"experiment", "debug"}
 )
 GLOBAL = sorted(f"{f.parent.name}={f.stem}" for g in ("experiment", "debug") for f in (CONFIGS / g).glob("*.yaml"))
-NEEDS = {"source=folder": ["source.path=pictures"]}  # what an option cannot do without
+NEEDS = {"source=folder": ["source.path=pictures"], "experiment=cifar10_cpu": ["source.path=pictures"]}  # what an option cannot do without
 
 
 def messages(*overrides: str) -> list[str]:
