@@ -112,8 +112,9 @@ def test_the_executed_job_gives_the_local_runs_accuracy(azure: StandIn, tmp_path
     order = platform.order()
     assert order == ["ingest", "preprocess", "train", "evaluate", "deploy"]
     pytest.importorskip("mlflow")
+    runs = open_runs(tmp_path, order[:-1])
     for name in order[:-1]:
-        tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/studio.db", "MLFLOW_RUN_ID": open_run(tmp_path, name)}
+        tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/studio.db", "MLFLOW_RUN_ID": runs[name]}
         platform.execute(name, bare_environment(tmp_path, **tracking))
     cloud = json.loads(platform.outputs["evaluate", "accuracy_file"].read_text())
     shown_in_the_studio(tmp_path, cloud["accuracy"])
@@ -126,18 +127,17 @@ def test_the_executed_job_gives_the_local_runs_accuracy(azure: StandIn, tmp_path
     deployed_by_the_job(azure, platform, tmp_path, cloud)
 
 
-def open_run(folder: Path, name: str) -> str:
-    """Open a run for a node, as the platform does, and return its id."""
+def open_runs(folder: Path, names: list[str]) -> dict[str, str]:
+    """Open a run for each node, as the platform does, and return their ids."""
     script = (
-        "import mlflow, sys; c = mlflow.MlflowClient(); "
-        "e = c.get_experiment_by_name('job') ; i = e.experiment_id if e else c.create_experiment('job', sys.argv[2]); "
-        "print(c.create_run(i, run_name=sys.argv[1]).info.run_id)"
+        "import mlflow, sys; c = mlflow.MlflowClient(); e = c.create_experiment('job', sys.argv[1]); "
+        "print(*(c.create_run(e, run_name=n).info.run_id for n in sys.argv[2:]))"
     )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/studio.db"}
-    command = [sys.executable, "-W", "ignore", "-c", script, name, (folder / "artifacts").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    command = [sys.executable, "-W", "ignore", "-c", script, (folder / "artifacts").as_uri(), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
+    return dict(zip(names, done.stdout.splitlines()[-1].split(), strict=True))
 
 
 def shown_in_the_studio(folder: Path, accuracy: float) -> None:
