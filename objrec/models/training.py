@@ -96,6 +96,9 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if not trainer.is_global_zero:  # of several processes one writes the folder, and the others wait for it
+        trainer.strategy.barrier("model folder")
+        sys.exit(0)
     metrics = _take_best(trainer, module)
     model = module.model.cpu().float().eval().to(memory_format=torch.contiguous_format)
     images, logits, targets = _validation_outputs(model, data, config.train.limit_batches)
@@ -115,6 +118,7 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
         **calibrate(logits, targets, lambda pixels: _logits(model, preprocessing.normalize(pixels))),
     )
     shutil.rmtree(checkpoints)  # the best weights are in the folder now; a finished training needs no other
+    trainer.strategy.barrier("model folder")
     return card
 
 
