@@ -44,7 +44,7 @@ bench: $(STAMP)  ## the benchmarks that need nothing but this machine
 	$(BIN)/python -m benchmarks.startup $(ARGS)
 
 golden: $(STAMP)  ## write the golden files anew; read the diff
-	$(BIN)/python -m pytest tests/test_golden.py --update-golden
+	$(BIN)/python -m pytest tests/test_golden.py tests/test_azure_job.py --update-golden
 
 clean:  ## remove the cache, the runs and the environment
 	rm -rf .objrec runs $(VENV)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -112,8 +113,9 @@ def test_the_executed_job_gives_the_local_runs_accuracy(azure: StandIn, tmp_path
     order = platform.order()
     assert order == ["ingest", "preprocess", "train", "evaluate", "deploy"]
     pytest.importorskip("mlflow")
+    runs = open_runs(tmp_path, order[:-1])
     for name in order[:-1]:
-        tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/studio.db", "MLFLOW_RUN_ID": open_run(tmp_path, name)}
+        tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/studio.db", "MLFLOW_RUN_ID": runs[name]}
         platform.execute(name, bare_environment(tmp_path, **tracking))
     cloud = json.loads(platform.outputs["evaluate", "accuracy_file"].read_text())
     shown_in_the_studio(tmp_path, cloud["accuracy"])
@@ -126,18 +128,17 @@ def test_the_executed_job_gives_the_local_runs_accuracy(azure: StandIn, tmp_path
     deployed_by_the_job(azure, platform, tmp_path, cloud)
 
 
-def open_run(folder: Path, name: str) -> str:
-    """Open a run for a node, as the platform does, and return its id."""
+def open_runs(folder: Path, names: list[str]) -> dict[str, str]:
+    """Open a run for each node, as the platform does, and return their ids."""
     script = (
-        "import mlflow, sys; c = mlflow.MlflowClient(); "
-        "e = c.get_experiment_by_name('job') ; i = e.experiment_id if e else c.create_experiment('job', sys.argv[2]); "
-        "print(c.create_run(i, run_name=sys.argv[1]).info.run_id)"
+        "import mlflow, sys; c = mlflow.MlflowClient(); e = c.create_experiment('job', sys.argv[1]); "
+        "print(*(c.create_run(e, run_name=n).info.run_id for n in sys.argv[2:]))"
     )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/studio.db"}
-    command = [sys.executable, "-W", "ignore", "-c", script, name, (folder / "artifacts").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    command = [sys.executable, "-W", "ignore", "-c", script, (folder / "artifacts").as_uri(), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
+    return dict(zip(names, done.stdout.splitlines()[-1].split(), strict=True))
 
 
 def shown_in_the_studio(folder: Path, accuracy: float) -> None:
@@ -186,3 +187,38 @@ def deployed_by_the_job(azure: StandIn, platform: Platform, folder: Path, cloud:
     (endpoint,) = azure.names("onlineEndpoints")
     found = azure.get(f"onlineEndpoints/{endpoint}")
     assert found is not None and found["properties"]["traffic"] == {"blue": 100}
+
+
+@pytest.mark.slow
+def test_two_processes_as_the_platform_starts_them(tmp_path: Path) -> None:
+    """``PyTorchDistribution`` starts the same command line in each process and tells each its rank; on CPUs here."""
+    from serving_kit import make_pictures
+
+    train_dir, valid_dir = make_pictures(tmp_path / "train"), make_pictures(tmp_path / "valid", per_class=4, first=50)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    model_dir = tmp_path / "model_dir"
+    model_dir.mkdir()
+    command = [sys.executable, "-m", "objrec.steps.train", f"train_dir={train_dir}", f"valid_dir={valid_dir}"]
+    command += [f"model_dir={model_dir}", "preprocess.image_size=32", "train.max_epochs=1", "train.batch_size=4"]
+    command += ["compute.accelerator=cpu", "compute.devices=2", "compute.num_nodes=1"]
+    shared = {"WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=bare_environment(tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", **shared),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    logs = [p.communicate(timeout=280)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], logs
+    assert "MEMBER: 1/2" in logs[0]
+    assert "MEMBER: 2/2" in logs[1]
+    card = json.loads((model_dir / "model.json").read_text())
+    assert card["class_names"] == ["blue", "green", "red"]
+    assert (model_dir / "model.onnx").is_file()

@@ -23,8 +23,10 @@ def show(outputs: Mapping[str, Path]) -> None:
     """
     if not in_a_job() or int(os.environ.get("RANK", "0")) != 0:
         return
+    if not {"accuracy_file", "report_dir", "model_dir"} & set(outputs):
+        return
     try:
-        import mlflow
+        import mlflow  # takes seconds: only where there is something to show
 
         client = mlflow.MlflowClient()
         run = os.environ["MLFLOW_RUN_ID"]

@@ -79,6 +79,8 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
         _write_folder(config, module, data, calibrate, model_dir, metrics, data_fingerprint)
         shutil.rmtree(checkpoints)  # the best weights are in the folder now; a finished training needs no other
     trainer.strategy.barrier("the model folder is written")
+    if not trainer.is_global_zero:
+        sys.exit(0)  # what follows a training, moving its output into place, is for one process too
     return ModelCard.load(model_dir)
 
 
