@@ -35,7 +35,7 @@ balanced = st.lists(st.integers(0, 127), max_size=12).map(lambda bits: BASE ^ su
 @given(
     codes=st.lists(balanced, min_size=1, max_size=12),
     flips=st.lists(st.integers(0, 127), max_size=10),
-    distance=st.integers(0, 7),
+    distance=st.integers(0, 6),
 )
 def test_the_index_finds_what_comparing_all_finds(codes: list[int], flips: list[int], distance: int) -> None:
     index: NearbyIndex[tuple[int, int]] = NearbyIndex(distance)

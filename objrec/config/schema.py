@@ -73,7 +73,7 @@ class Ingest(Section):
     num_images: Annotated[Int, Field(ge=1)]
     contact: Annotated[str | None, UNKEYED]
     min_size: Annotated[Int, Field(ge=1)]
-    near_duplicate_bits: Annotated[Int, Field(ge=0, le=7)] | None
+    near_duplicate_bits: Annotated[Int, Field(ge=0, le=6)] | None
     exclude: list[str]
     refresh: Annotated[bool, UNKEYED]
     timeout: Annotated[Float, Field(gt=0), UNKEYED]

@@ -9,9 +9,12 @@ import numpy as np
 
 from objrec.ingest.examine import Picture
 
-BANDS: Final = 8
-BITS: Final = 16  # of a band
-SPREAD: Final = np.random.default_rng(0).permutation(BANDS * BITS)  # neighbouring bits say much the same
+BANDS: Final = 7
+BITS: Final = 18  # of a band; of 128 bits two are left over
+SPREAD: Final = (
+    np.random.default_rng(0).permutation(128)[: BANDS * BITS].reshape(BANDS, BITS)
+)  # neighbouring bits say much the same
+POWERS: Final = 1 << np.arange(BITS)
 FEATURELESS: Final = 10  # set or unset bits below which a half of the hash says too little to compare by
 T = TypeVar("T")
 
@@ -21,8 +24,8 @@ class NearbyIndex(Generic[T]):
 
     The hash is two 64-bit difference hashes, by rows and by columns. By the pigeonhole principle two hashes that differ
     in fewer bits than there are bands agree in at least one band, so only the pictures that share one are compared
-    (M. Norouzi et al., "Fast Search in Hamming Space with Multi-Index Hashing", 2012). With 16-bit bands a bucket holds
-    n / 65536 strangers, and a caller that inserts no near-duplicates keeps every bucket small.
+    (M. Norouzi et al., "Fast Search in Hamming Space with Multi-Index Hashing", 2012). With 18-bit bands a bucket holds
+    n / 262144 strangers, and a caller that inserts no near-duplicates keeps every bucket small.
 
     Args:
         distance: below the number of bands.
@@ -57,8 +60,8 @@ def _code(picture: Picture) -> int:
 
 
 def _bands(code: int) -> list[int]:
-    bits = np.unpackbits(np.frombuffer(code.to_bytes(BANDS * BITS // 8, "big"), dtype=np.uint8))
-    values: list[int] = np.packbits(bits[SPREAD]).view(np.uint16).tolist()
+    bits = np.unpackbits(np.frombuffer(code.to_bytes(16, "big"), dtype=np.uint8))
+    values: list[int] = (bits[SPREAD] @ POWERS).tolist()
     return [value << 4 | band for band, value in enumerate(values)]
 
 
