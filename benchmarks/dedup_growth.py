@@ -67,7 +67,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     count = 1562
     while count <= most:
-        spent, dropped = min(measure(outcomes[:count]) for _ in range(3))
+        spent, dropped = min(measure(outcomes[:count]) for _ in range(2))
         each = spent / count * 1e6
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"| {count} | {spent:.2f} | {each:.1f} | {each / math.log2(count):.2f} | {dropped} | {memory:.0f} |")

@@ -16,7 +16,13 @@ OPTIONS = sorted(
     f"{f.parent.name}={f.stem}" for f in CONFIGS.glob("*/*.yaml") if f.parent.name not in {"experiment", "debug"}
 )
 GLOBAL = sorted(f"{f.parent.name}={f.stem}" for g in ("experiment", "debug") for f in (CONFIGS / g).glob("*.yaml"))
-NEEDS = {"source=folder": ["source.path=pictures"]}  # what an option cannot do without
+NEEDS = {  # what an option cannot do without
+    "source=folder": ["source.path=pictures"],
+    "source=urls": ["source.path=list.csv"],
+    "source=commons": ["ingest.contact=me@example.org"],
+    "source=several": ["+source@source.members.openverse=openverse"],  # what source=[...] is turned into
+    "experiment=cifar10_cpu": ["source.path=pictures"],
+}
 
 
 def messages(*overrides: str) -> list[str]:
@@ -139,7 +145,7 @@ def test_a_config_folder_of_the_users_own(tmp_path: Path) -> None:
 
 
 def test_no_default_value_hides_in_the_schema() -> None:
-    optional = {"scale", "ratio", "flip", "pad"}  # settings of one augmentation or another
+    optional = {"scale", "ratio", "flip", "pad", "members"}  # of one augmentation or source or another
     for name, section in Config.model_fields.items():
         assert section.is_required(), name
         fields = getattr(section.annotation, "model_fields", {})

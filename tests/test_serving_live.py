@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
+import http.server
 import json
 import random
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -234,3 +237,36 @@ def test_memory_is_flat_over_ten_thousand_requests(tmp_path: Path, model_dir: Pa
             statuses = Counter(pool.map(lambda _: post(started.url, JPEG).status, range(10_000)))
         assert statuses == {200: 10_000}
         assert resident() - before < 20  # MB
+
+
+def test_addresses_are_fetched_only_when_allowed_and_never_private_ones(
+    live: Service, tmp_path: Path, model_dir: Path
+) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            return
+
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "sea.jpg").write_bytes(JPEG)
+    serve = functools.partial(Quiet, directory=str(tmp_path / "files"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+
+    def ask(url: str, address: str) -> Reply:
+        return post(url, json.dumps({"url": address}).encode(), "application/json")
+
+    try:
+        assert ask(live.url, f"{base}/sea.jpg").body["error"] == "no_urls"
+        with running_service(tmp_path / "guarded", model_dir, "serve.allow_urls=true") as started:
+            for address in (f"{base}/sea.jpg", "file:///etc/passwd", "http://169.254.169.254/", "no address"):
+                reply = ask(started.url, address)
+                assert reply.status == 422 and reply.body["error"] == "not_fetched"
+            assert post(started.url, JPEG).status == 200
+        allowed = ("serve.allow_urls=true", "ingest.allow_private_addresses=true")
+        with running_service(tmp_path / "open", model_dir, *allowed) as started:
+            assert ask(started.url, f"{base}/sea.jpg").body["label"] == "blue"
+            assert ask(started.url, f"{base}/none.jpg").body["error"] == "not_fetched"
+    finally:
+        server.shutdown()
+        server.server_close()

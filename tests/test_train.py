@@ -185,7 +185,7 @@ def test_every_option_trains(option: str, data: Path, tmp_path: Path) -> None:
         pytest.importorskip("mlflow")
     if option == "logger=tensorboard":
         pytest.importorskip("tensorboard")
-    own = ["debug=fast_dev_run", "preprocess.image_size=32", "compute=cpu", "backbone.pretrained=false"]
+    own = ["debug=fast_dev_run", "source=sample", "preprocess.image_size=32", "compute=cpu", "backbone.pretrained=false"]
     if not option.startswith("backbone="):
         own += ["backbone.name=test_resnet", "backbone.weights=null"]
     config = restrict(load_config([option, *own]), STEP)

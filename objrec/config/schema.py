@@ -217,6 +217,7 @@ class Serve(Section):
     grace: Annotated[Float, Field(ge=0)]
     drain: Annotated[Float, Field(ge=0)]
     cors: list[str]
+    allow_urls: bool
     max_bytes: Annotated[Int, Field(ge=1)]
     top_k: Annotated[Int, Field(ge=1)]
 

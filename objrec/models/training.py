@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -64,62 +65,79 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     hardware = choose_hardware(config.compute)
     print(hardware.reason, flush=True)
     L.seed_everything(config.seed, workers=True, verbose=False)
+    data = _datamodule(config, train_dir, valid_dir)
+    module = _classifier(config, num_classes=len(data.class_names))
+    data_fingerprint = fingerprint(train_dir)
+    checkpoints = _checkpoints(model_dir / "training", config, data_fingerprint)
+    trainer = make_trainer(config, hardware, model_dir / "training", checkpoints)
+    last = checkpoints / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:  # of several processes the first writes the folder
+        metrics = _take_best(trainer, module)
+        _write_folder(config, module, data, calibrate, model_dir, metrics, data_fingerprint)
+        shutil.rmtree(checkpoints)  # the best weights are in the folder now; a finished training needs no other
+    trainer.strategy.barrier("the model folder is written")
+    return ModelCard.load(model_dir)
+
+
+def _datamodule(config: Config, train_dir: Path, valid_dir: Path) -> ImageFolderDataModule:
     mean, std = input_constants(config.backbone.name)
-    preprocessing = Preprocessing(size=config.preprocess.image_size, mean=mean, std=std)
-    data = ImageFolderDataModule(
+    return ImageFolderDataModule(
         train_dir=train_dir,
         valid_dir=valid_dir,
-        preprocessing=preprocessing,
+        preprocessing=Preprocessing(size=config.preprocess.image_size, mean=mean, std=std),
         batch_size=config.train.batch_size,
         augmentation=config.augmentation,
         settings=config.datamodule,
         seed=config.seed,
         max_pixels=config.images.max_pixels,
     )
-    backbone = backbone_options(config)
-    module = Classifier(
-        model=_with_weights(
-            build_backbone(**backbone, num_classes=len(data.class_names), image_size=preprocessing.size), config
-        ),
-        num_classes=len(data.class_names),
+
+
+def _classifier(config: Config, *, num_classes: int) -> Classifier:
+    size = config.preprocess.image_size
+    backbone = build_backbone(**backbone_options(config), num_classes=num_classes, image_size=size)
+    module: Classifier = Classifier(
+        model=_with_weights(backbone, config),
+        num_classes=num_classes,
         optimizer=config.optimizer,
         scheduler=config.scheduler,
         label_smoothing=config.train.label_smoothing,
     ).to(memory_format=torch.channels_last)
     if config.compute.compile:
         module.model.compile()
-    training_dir = model_dir / "training"
-    data_fingerprint = fingerprint(train_dir)
-    checkpoints = _checkpoints(training_dir, config, data_fingerprint)
-    trainer = make_trainer(config, hardware, training_dir, checkpoints)
-    last = checkpoints / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if not trainer.is_global_zero:  # of several processes one writes the folder, and the others wait for it
-        trainer.strategy.barrier("model folder")
-        sys.exit(0)
-    metrics = _take_best(trainer, module)
+    return module
+
+
+def _write_folder(
+    config: Config,
+    module: Classifier,
+    data: ImageFolderDataModule,
+    calibrate: Calibrate,
+    model_dir: Path,
+    metrics: dict[str, float],
+    data_fingerprint: str,
+) -> None:
     model = module.model.cpu().float().eval().to(memory_format=torch.contiguous_format)
+    expects = data.preprocessing
     images, logits, targets = _validation_outputs(model, data, config.train.limit_batches)
-    card = save_model_folder(
+    save_model_folder(
         model_dir,
         model,
         images=images,
         config=_as_read(config),
-        backbone=backbone,
+        backbone=backbone_options(config),
         class_names=data.class_names,
-        input_size=preprocessing.size,
-        mean=mean,
-        std=std,
-        interpolation=preprocessing.interpolation,
+        input_size=expects.size,
+        mean=list(expects.mean),
+        std=list(expects.std),
+        interpolation=expects.interpolation,
         training_data_fingerprint=data_fingerprint,
         metrics=metrics,
-        **calibrate(logits, targets, lambda pixels: _logits(model, preprocessing.normalize(pixels))),
+        **calibrate(logits, targets, lambda pixels: _logits(model, expects.normalize(pixels))),
     )
-    shutil.rmtree(checkpoints)  # the best weights are in the folder now; a finished training needs no other
-    trainer.strategy.barrier("model folder")
-    return card
 
 
 def choose_hardware(compute: Compute) -> Hardware:
@@ -257,7 +275,13 @@ def _loggers(config: Config, training_dir: Path) -> Any:
     for name, node in config.logger.items():
         if node is not None:
             options = {k: v for k, v in node.items() if k != "_target_"}
-            if "MLFlow" not in node["_target_"]:
+            if "MLFlow" in node["_target_"]:
+                # inside a cloud job the platform's server and run; elsewhere a database, since MLflow refuses folders
+                database = f"sqlite:///{Path(config.runs_dir).resolve() / 'mlflow.db'}"
+                options.setdefault("tracking_uri", os.environ.get("MLFLOW_TRACKING_URI") or database)
+                options.setdefault("run_id", os.environ.get("MLFLOW_RUN_ID"))
+                Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
+            else:
                 options.setdefault("save_dir", str(training_dir / "logs"))
             loggers.append(_construct(node["_target_"], options, f"logger.{name}"))
     return loggers or False

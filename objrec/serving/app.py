@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from starlette.exceptions import HTTPException
 import objrec
 from objrec.config.errors import UserError
 from objrec.serving import handler, service
-from objrec.serving.handler import Answer, RequestError
+from objrec.serving.handler import Answer, RequestError, Upload
 from objrec.serving.live import LiveModels, Loaded
 from objrec.serving.metrics import Metrics
 from objrec.serving.middleware import Observed
@@ -33,6 +34,7 @@ from objrec.serving.scheduler import Scheduler
 from objrec.serving.settings import Settings
 
 logger = logging.getLogger("objrec.serving")
+MAX_URL_BODY = 16384  # of a JSON object that holds an address
 FOLLOW_SECONDS = 1.0  # how often the alias is looked at; commands also say at once when they moved it
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'unsafe-inline'; "
@@ -260,11 +262,12 @@ async def _score(state: State, request: Request, top_k: int | None, unknown: boo
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError(415, "content_encoding", "send the picture as it is, without a content encoding")
     body = await _read_body(request, settings)
+    fetched = await _fetch(body, kind, settings) if settings.allow_urls else None
     arrived = time.perf_counter()
 
     def work() -> tuple[Answer, float]:
         began = time.perf_counter()
-        upload = handler.read(body, kind, max_bytes=settings.max_bytes)
+        upload = fetched or handler.read(body, kind, max_bytes=settings.max_bytes)
         pixels = handler.decode(upload, loaded.predictor)
         decoded = time.perf_counter()
         logits = loaded.predictor.logits(pixels[None])
@@ -290,6 +293,18 @@ async def _score(state: State, request: Request, top_k: int | None, unknown: boo
         work_ms=round(1000 * seconds, 2),
     )
     return answer
+
+
+async def _fetch(body: bytes, kind: str | None, settings: Settings) -> Upload | None:
+    """Return the picture behind the address that a small JSON body gives, or None where the body is the picture."""
+    if len(body) > MAX_URL_BODY or not body.lstrip().startswith(b"{"):
+        return None
+    upload = handler.read(body, kind)
+    if upload.url is None:
+        return None
+    from objrec.serving.fetch import fetch
+
+    return replace(upload, data=await fetch(upload.url, settings), url=None)
 
 
 async def _read_body(request: Request, settings: Settings) -> bytes:

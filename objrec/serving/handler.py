@@ -54,6 +54,7 @@ class Upload:
     data: bytes
     top_k: int | None = None
     unknown: bool = False
+    url: str | None = None  # instead of data; who has a downloader may fetch it
 
 
 def score(
@@ -70,6 +71,8 @@ def score(
 
 def decode(upload: Upload, predictor: Predictor) -> Any:
     """Return uint8 (size, size, 3). Raises RequestError."""
+    if upload.url is not None:
+        raise RequestError(422, "no_urls", "this endpoint does not fetch pictures: send the picture itself")
     if not upload.data:
         raise RequestError(422, "empty", "the request holds no picture")
     try:
@@ -163,12 +166,14 @@ def _read_json(body: bytes) -> Upload:
     if not isinstance(content, dict):
         raise RequestError(422, "bad_json", 'the body is not a JSON object like {"data": "<base64>"}')
     top_k = check_top_k(content.get("top_k"))
-    data = content.get("data")
-    if not isinstance(data, str):
-        raise RequestError(422, "no_data", "the JSON object has no text under 'data'")
+    data, url = content.get("data"), content.get("url")
     unknown = content.get("unknown", False)
     if not isinstance(unknown, bool):
         raise RequestError(422, "unknown", "'unknown' should be true or false")
+    if data is None and isinstance(url, str):
+        return Upload(b"", top_k=top_k, unknown=unknown, url=url)
+    if not isinstance(data, str):
+        raise RequestError(422, "no_data", "the JSON object has no text under 'data'")
     return Upload(from_base64(data), top_k=top_k, unknown=unknown)
 
 

@@ -1,8 +1,8 @@
 """Who runs when: a bounded queue in front of a fixed number of threads, and batches where they pay.
 
 On a CPU a picture costs decode plus model, both outside Python's lock, and batches gain little (the figures are in
-docs/benchmarks-serving.md): each thread takes one picture through both, and the machine is full when every core has one. On a
-GPU many threads decode and one feeds the model with all that waits.
+docs/benchmarks-serving.md): each thread takes one picture through both, and the machine is full when every core
+has one. On a GPU many threads decode and one feeds the model with all that waits.
 """
 
 from __future__ import annotations

@@ -30,6 +30,9 @@ class Settings(BaseModel):
     grace: float
     drain: float
     cors: list[str]
+    allow_urls: bool
+    allow_private_addresses: bool
+    contact: str | None
     max_bytes: int
     top_k: int
 
@@ -45,5 +48,7 @@ class Settings(BaseModel):
             registry_dir=registry_dir,
             model_dir=model_dir,
             max_pixels=config.images.max_pixels,
+            allow_private_addresses=config.ingest.allow_private_addresses,
+            contact=config.ingest.contact,
             **{k: v for k, v in serve.items() if k in cls.model_fields},
         )

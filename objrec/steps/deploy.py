@@ -21,7 +21,15 @@ from objrec.serving.service import Service
     cached=False,
     inputs=(Port(name="model_dir"), Port(name="accuracy_file", kind="file"), Port(name="test_dir")),
     outputs=(Port(name="endpoint_file", kind="file"),),
-    reads=("deploy", "serve", "images", "registry_dir", "azure"),
+    reads=(
+        "deploy",
+        "serve",
+        "images",
+        "ingest.allow_private_addresses",
+        "ingest.contact",
+        "registry_dir",
+        "azure",
+    ),
     libraries=("onnxruntime",),
 )
 def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:

@@ -57,6 +57,7 @@ STEP = make_step(
         "datamodule",
         "preprocess.image_size",
         "images",
+        "runs_dir",
         "seed",
     ),
     libraries=("torch", "torchvision", "timm", "lightning", "torchmetrics", "pillow", "numpy", "onnxruntime"),

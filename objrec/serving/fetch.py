@@ -1,0 +1,36 @@
+"""Pictures that clients name by address, fetched behind the same guards as those of ingest."""
+
+from __future__ import annotations
+
+from objrec.ingest.download import Downloader, FetchError, Limits
+from objrec.serving.handler import RequestError, too_large
+from objrec.serving.settings import Settings
+
+CONNECTIONS = 8
+CONNECTIONS_PER_HOST = 4
+
+
+async def fetch(url: str, settings: Settings) -> bytes:
+    """Return what is behind ``url``: http(s) only, to public addresses, bounded in bytes and time, tried once.
+
+    Raises:
+        RequestError: 413 when it is too large, 422 with the reason when it cannot be had.
+    """
+    limits = Limits(
+        timeout=settings.timeout,
+        max_bytes=settings.max_bytes,
+        retries=0,
+        max_wait=0.0,
+        connections=CONNECTIONS,
+        connections_per_host=CONNECTIONS_PER_HOST,
+        host_rate=None,
+        robots=False,  # a person asks for one picture: this is no crawl
+        allow_private_addresses=settings.allow_private_addresses,
+    )
+    try:
+        async with Downloader(limits, contact=settings.contact, host_limits={}) as downloader:
+            return await downloader.fetch(url)
+    except FetchError as error:
+        if error.status == "too_large":
+            raise too_large(settings.max_bytes) from None
+        raise RequestError(422, "not_fetched", f"the picture could not be fetched: {error.reason}") from None
