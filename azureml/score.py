@@ -46,10 +46,10 @@ def _answer(request: Any) -> handler.Answer:
         if (request.content_length or 0) > limits["max_bytes"] * 4 // 3 + 65536:  # base64 and a form's frame
             raise handler.too_large(limits["max_bytes"])
         top_k = handler.check_top_k(request.args.get("top_k"))
-        body = request.get_data(cache=False)
-        upload = handler.read(body, request.content_type, max_bytes=limits["max_bytes"])
-        probabilities = predictor.probabilities(handler.decode(upload, predictor)[None])[0]
-        return handler.answer(probabilities, predictor, top_k=top_k or upload.top_k or limits["top_k"])
+        upload = handler.read(request.get_data(cache=False), request.content_type, max_bytes=limits["max_bytes"])
+        logits = predictor.logits(handler.decode(upload, predictor)[None])
+        top_k = top_k or upload.top_k or limits["top_k"]
+        return handler.answer(logits, predictor, top_k=top_k, unknown=upload.unknown)
     except handler.RequestError as error:
         return handler.Answer.of_error(error)
 
