@@ -49,7 +49,8 @@ def _answer(request: Any) -> handler.Answer:
         upload = handler.read(request.get_data(cache=False), request.content_type, max_bytes=limits["max_bytes"])
         logits = predictor.logits(handler.decode(upload, predictor)[None])
         top_k = top_k or upload.top_k or limits["top_k"]
-        return handler.answer(logits, predictor, top_k=top_k, unknown=upload.unknown)
+        unknown = upload.unknown or request.args.get("unknown", "").lower() in ("1", "true", "yes", "on")
+        return handler.answer(logits, predictor, top_k=top_k, unknown=unknown)
     except handler.RequestError as error:
         return handler.Answer.of_error(error)
 

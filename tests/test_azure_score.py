@@ -113,6 +113,7 @@ REQUESTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "json": ("", AS_JSON, JSON),
     "top_k": ("?top_k=3", AS_JSON, JSON),
     "top_k in the body": ("", json.dumps({"data": base64.b64encode(GOOD).decode(), "top_k": 1}).encode(), JSON),
+    "unknown": ("?unknown=true", GOOD, {"Content-Type": "image/jpeg"}),
     "cut off": ("", GOOD[:200], {"Content-Type": "image/jpeg"}),
     "no picture": ("", b"hello", {"Content-Type": "image/png"}),
     "empty": ("", b"", {"Content-Type": "image/png"}),
