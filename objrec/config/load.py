@@ -43,8 +43,26 @@ def check_command_line(arguments: Sequence[str]) -> None:
     Raises:
         UserError: with everything that is wrong.
     """
-    from objrec.config.diagnose import parse_overrides
+    overrides, multirun = _sort_arguments(arguments)
+    plain = [o for o in overrides if not o.startswith("hydra")]
+    problems: list[str] = []
+    for variant in _variants(plain) if multirun else [plain]:
+        try:
+            algorithm = load_config(variant).sweep.algorithm
+        except UserError as error:
+            problems += [m for m in error.messages if m not in problems]
+        else:
+            if multirun and algorithm != "grid":  # Hydra's own sweeper knows lists of values, not intervals
+                raise UserError(
+                    f"sweep.algorithm={algorithm} needs Azure: python azureml/submit.py sweep={algorithm}. "
+                    "Here: sweep=grid, or values on the command line, as in train.batch_size=16,32 -m"
+                )
+    if problems:
+        raise UserError(problems)
 
+
+def _sort_arguments(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the overrides among Hydra's arguments, and whether ``-m`` is."""
     overrides, multirun, rest = [], False, list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -56,22 +74,20 @@ def check_command_line(arguments: Sequence[str]) -> None:
             overrides.append(quote_path(argument))
         elif argument in ("--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c") and rest:
             rest.pop(0)
-    plain = [o for o in overrides if not o.startswith("hydra")]
-    variants = [plain]
-    if multirun:
-        for text, parsed in parse_overrides(plain):
-            if not isinstance(parsed, Exception) and parsed.is_sweep_override():
-                key = text.split("=")[0]
-                values = list(parsed.sweep_string_iterator())
-                variants = [[*(o for o in v if o != text), f"{key}={x}"] for v in variants for x in values][:64]
-    problems = []
-    for variant in variants:
-        try:
-            load_config(variant)
-        except UserError as error:
-            problems += [m for m in error.messages if m not in problems]
-    if problems:
-        raise UserError(problems)
+    return overrides, multirun
+
+
+def _variants(overrides: list[str], most: int = 64) -> list[list[str]]:
+    """Return the overrides of each job of a sweep, up to ``most``: enough to see every value of usual ones."""
+    from objrec.config.diagnose import parse_overrides
+
+    variants = [overrides]
+    for text, parsed in parse_overrides(overrides):
+        if not isinstance(parsed, Exception) and parsed.is_sweep_override():
+            key = text.split("=")[0]
+            values = list(parsed.sweep_string_iterator())
+            variants = [[*(o for o in v if o != text), f"{key}={x}"] for v in variants for x in values][:most]
+    return variants
 
 
 def validate(data: dict[str, Any]) -> tuple[Config | None, list[str]]:
