@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from objrec.config.compose import config_dir, quote_path, register_resolvers
 from objrec.config.errors import UserError
+from objrec.config.load import load_config
 from objrec.config.schema import Config
 from objrec.submit.overrides import PARAMETERS
 
@@ -17,6 +19,7 @@ EARLY_TERMINATION: dict[str, dict[str, Any]] = {
     "bandit": {"type": "bandit", "slack_factor": 0.1},
     "truncation": {"type": "truncation_selection", "truncation_percentage": 20},
 }
+WORD = re.compile(r"[\w./+:@%-]+")  # what stands in a command line as it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +35,18 @@ class Dimension:
         values = self.distribution.get("values")
         if values is None:
             return "number"
-        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        if all(_is_number(v) and isinstance(v, int) for v in values):
             return "integer"
-        return "number" if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) else "string"
+        return "number" if all(_is_number(v) for v in values) else "string"
+
+    def samples(self) -> list[Any]:
+        """Return values that a trial may be given: those of a choice, those next to the ends of an interval."""
+        if "values" in self.distribution:
+            values: list[Any] = self.distribution["values"]
+            return values[:15] + values[15:][-1:]  # not all of a long range: composing each takes a tenth of a second
+        low, high = self.distribution["min_value"], self.distribution["max_value"]
+        points = [low + (high - low) * share for share in (1e-6, 1 - 1e-6)]
+        return [math.exp(p) for p in points] if self.distribution["type"] == "loguniform" else points
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ def read_space(overrides: Sequence[str], swept: Sequence[str], config: Config) -
     """Return what ``hydra.sweeper.params`` and the command line vary; None for a plain run.
 
     Raises:
-        UserError: a distribution that Azure ML lacks for the algorithm.
+        UserError: a distribution or a policy that Azure ML lacks for the algorithm, a value that no trial could take.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -73,6 +85,11 @@ def read_space(overrides: Sequence[str], swept: Sequence[str], config: Config) -
         return None
     parser = OverridesParser.create()
     problems, dimensions = [], []
+    if config.sweep.algorithm == "bayesian" and config.sweep.early_termination != "none":
+        problems.append(
+            f"sweep.early_termination={config.sweep.early_termination}: bayesian sampling learns from complete trials "
+            "only; sweep.early_termination=none"
+        )
     for key, text in params.items():
         try:
             value = parser.parse_override(f"{key}={text}").value()
@@ -84,9 +101,22 @@ def read_space(overrides: Sequence[str], swept: Sequence[str], config: Config) -
             raise UserError(f"{key}={text}: cannot be read ({str(error).splitlines()[0]})") from None
         names = {v: k for k, v in PARAMETERS.items()}
         dimensions.append(Dimension(key=key, input=names.get(key, key.replace(".", "_")), distribution=distribution))
+    problems = problems or _refused(overrides, dimensions)
     if problems:
         raise UserError(problems)
     return Space(tuple(dimensions))
+
+
+def _refused(overrides: Sequence[str], dimensions: Sequence[Dimension]) -> list[str]:
+    """Return what stands against any value: a node that starts to learn of it costs money."""
+    first = {d.key: d.samples()[0] for d in dimensions if d.samples()}
+    problems: list[str] = []
+    for trial in (first, *({**first, d.key: v} for d in dimensions for v in d.samples()[1:])):
+        try:
+            load_config([*overrides, *(f"{k}={v}" for k, v in trial.items())])
+        except UserError as error:
+            problems += [m for m in error.messages if m not in problems]
+    return problems
 
 
 def _file_params(overrides: Sequence[str]) -> dict[str, str]:
@@ -107,7 +137,7 @@ def _distribution(value: Any, algorithm: str) -> dict[str, Any]:
     """Translate Hydra's ``choice``, ``range`` and ``interval``."""
     kind = type(value).__name__
     if kind == "ChoiceSweep":
-        return {"type": "choice", "values": list(value.list)}
+        return {"type": "choice", "values": _values(value.list)}
     if kind == "RangeSweep":
         count = max(0, math.ceil((value.stop - value.start) / value.step))
         values = [value.start + i * value.step for i in range(count)]
@@ -118,13 +148,32 @@ def _distribution(value: Any, algorithm: str) -> dict[str, Any]:
         low, high = float(value.start), float(value.end)
         if "log" not in value.tags:
             return {"type": "uniform", "min_value": low, "max_value": high}
+        if algorithm == "bayesian":  # Azure ML: "choice, uniform and quniform" only
+            raise UserError(
+                "bayesian sampling knows no logarithmic scale: interval(...) alone, or sweep.algorithm=random"
+            )
         if low <= 0:
             raise UserError("a logarithmic interval begins above 0")
         # Azure ML gives the bounds of the exponent: exp(uniform(min, max))
         return {"type": "loguniform", "min_value": math.log(low), "max_value": math.log(high)}
     if kind in ("Glob",):
         raise UserError("glob(...) chooses files of this machine: name the values with choice(...)")
-    return {"type": "choice", "values": [value]}
+    return {"type": "choice", "values": _values([value])}
+
+
+def _values(values: Sequence[Any]) -> list[Any]:
+    """Return numbers as they are, all else as words that the platform can put into a command line."""
+    if all(_is_number(v) for v in values):
+        return list(values)
+    words = ["null" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+    for word in words:
+        if not WORD.fullmatch(word):
+            raise UserError(f"{word!r} does not pass through a trial's command line: numbers and plain words do")
+    return words
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def sweep_node(node: dict[str, Any], space: Space, config: Config) -> dict[str, Any]:
