@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import shared_file
 from test_startup import HEAVY, PROBE
 
 from objrec.pipeline.store import digest_of, scan
@@ -120,6 +121,18 @@ def test_a_sweep_goes_on_after_a_failed_job_and_says_so(project: Path) -> None:
     assert "the loss is" in done.stderr and "Traceback" not in done.stderr
     table = (project / "sweep" / "leaderboard.csv").read_text().splitlines()
     assert len(table) == 3 and table[1].startswith("0,") and table[2].startswith("1,,")
+
+
+def test_real_pictures_from_random_weights(tmp_path: Path) -> None:
+    """A short version of experiment=cifar10_cpu: a tenth of the pictures, smaller, three epochs."""
+    archive = shared_file("cifar10-20k.zip")
+    short = ["ingest.num_images=200", "preprocess.image_size=32", "train.max_epochs=3", "train.batch_size=32"]
+    done = command(
+        tmp_path, "objrec.pipeline", "experiment=cifar10_cpu", f"source.path={archive}", *short, "deploy.start=false"
+    )
+    assert done.returncode == 0, done.stderr
+    assert statuses(tmp_path) == ["ran"] * 5
+    assert last_run(tmp_path)["accuracy"] > 0.15  # chance is 0.1, with a standard error of 0.015
 
 
 @pytest.mark.slow
