@@ -125,10 +125,11 @@ def test_an_idle_model_takes_a_single_picture_at_once() -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_close_ends_the_threads(workers: int) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # by identity: a thread of an earlier test may end meanwhile
 
-    async def work(s: Scheduler) -> int:
-        return threading.active_count() - before
+    async def work(s: Scheduler) -> set[threading.Thread]:
+        return set(threading.enumerate()) - before
 
-    assert run(work, workers=workers) == workers
-    assert threading.active_count() == before
+    started = run(work, workers=workers)
+    assert len(started) == workers
+    assert not any(thread.is_alive() for thread in started)
