@@ -48,15 +48,9 @@ def check_command_line(arguments: Sequence[str]) -> None:
     problems: list[str] = []
     for variant in _variants(plain) if multirun else [plain]:
         try:
-            algorithm = load_config(variant).sweep.algorithm
+            load_config(variant)
         except UserError as error:
             problems += [m for m in error.messages if m not in problems]
-        else:
-            if multirun and algorithm != "grid":  # Hydra's own sweeper knows lists of values, not intervals
-                raise UserError(
-                    f"sweep.algorithm={algorithm} needs Azure: python azureml/submit.py sweep={algorithm}. "
-                    "Here: sweep=grid, or values on the command line, as in train.batch_size=16,32 -m"
-                )
     if problems:
         raise UserError(problems)
 
@@ -85,6 +79,9 @@ def _variants(overrides: list[str], most: int = 64) -> list[list[str]]:
     for text, parsed in parse_overrides(overrides):
         if not isinstance(parsed, Exception) and parsed.is_sweep_override():
             key = text.split("=")[0]
+            if not parsed.is_discrete_sweep():  # an interval: the sweep tries its ends before it begins
+                variants = [[o for o in v if o != text] for v in variants]
+                continue
             values = list(parsed.sweep_string_iterator())
             variants = [[*(o for o in v if o != text), f"{key}={x}"] for v in variants for x in values][:most]
     return variants

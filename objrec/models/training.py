@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
 import sys
 import warnings
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from objrec.config.errors import UserError
@@ -30,10 +29,12 @@ from objrec.datamodules.image_folder import ImageFolderDataModule
 from objrec.images.folders import fingerprint
 from objrec.images.geometry import Preprocessing
 from objrec.models.backbones import build_backbone, input_constants, load_pretrained, load_weights, read_weights
-from objrec.models.callbacks import AtomicCheckpointIO, History, Reporter
+from objrec.models.callbacks import AtomicCheckpointIO, History
 from objrec.models.card import ModelCard
 from objrec.models.classifier import Classifier
 from objrec.models.folder import save_model_folder
+from objrec.models.loggers import make_loggers
+from objrec.models.progress import Progress, Watching
 
 SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "train", "seed")
 
@@ -169,10 +170,7 @@ def choose_hardware(compute: Compute) -> Hardware:
 def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpoints: Path) -> L.Trainer:
     """Build the Trainer of a run from the configuration."""
     limit = config.train.limit_batches
-    on_terminal = sys.stderr.isatty()
-    callbacks: list[Any] = [History(training_dir), Reporter(print_epochs=not on_terminal)]
-    if on_terminal:
-        callbacks.append(RichProgressBar(leave=True))
+    callbacks: list[Any] = [History(training_dir), Progress(on_terminal=sys.stderr.isatty()), Watching()]
     for node in config.callbacks.values():
         if node is not None:
             options = {k: v for k, v in node.items() if k != "_target_"}
@@ -195,7 +193,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         callbacks=callbacks,
         logger=_loggers(config, training_dir),
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=False,  # ours is among the callbacks
         enable_model_summary=False,
         use_distributed_sampler=False,  # ours knows rank and world
         deterministic="warn" if hardware.accelerator != "cpu" else False,
@@ -273,19 +271,11 @@ def _logits(model: nn.Module, inputs: npt.NDArray[np.float32]) -> Logits:
 
 
 def _loggers(config: Config, training_dir: Path) -> Any:
-    loggers = []
-    for name, node in config.logger.items():
-        if node is not None:
-            options = {k: v for k, v in node.items() if k != "_target_"}
-            if "MLFlow" in node["_target_"]:
-                # inside a cloud job the platform's server and run; elsewhere a database, since MLflow refuses folders
-                database = f"sqlite:///{Path(config.runs_dir).resolve() / 'mlflow.db'}"
-                options.setdefault("tracking_uri", os.environ.get("MLFLOW_TRACKING_URI") or database)
-                options.setdefault("run_id", os.environ.get("MLFLOW_RUN_ID"))
-                Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
-            else:
-                options.setdefault("save_dir", str(training_dir / "logs"))
-            loggers.append(_construct(node["_target_"], options, f"logger.{name}"))
+    loggers = make_loggers(
+        config.logger, training_dir=training_dir, runs_dir=Path(config.runs_dir), construct=_construct
+    )
+    for logger in loggers:
+        logger.log_hyperparams(_as_read(config))
     return loggers or False
 
 

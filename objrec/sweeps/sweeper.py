@@ -1,0 +1,303 @@
+"""``-m``: Hydra's front end, our own loop. A launcher of Hydra's may start the trials; without one ``Lanes`` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from objrec.config.cli import guard
+from objrec.config.compose import config_dir
+from objrec.config.errors import UserError
+from objrec.config.load import dump, load_config
+from objrec.config.schema import Config
+from objrec.sweeps import board, space
+from objrec.sweeps.job import data_dirs
+from objrec.sweeps.local import Lanes, gpus
+from objrec.sweeps.space import Dimension, combinations
+from objrec.sweeps.trial import Result, Trial, read_json, stored_trials, write_json
+
+NAME = "hydra_plugins.objrec.TrialSweeper"  # configs/config.yaml; Hydra takes plugins of this namespace only
+OWN = ("run_dir", "force")  # overrides that steer a sweep and mean nothing to a trial
+ATTEMPTS = 2  # of a trial in a launcher whose workers are killed
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra."""
+    Plugins.instance().class_name_to_class[NAME] = TrialSweeper
+
+
+class TrialSweeper(Sweeper):
+    """Run the trials of a sweep and exit: 0, or 1 where some failed.
+
+    Args:
+        params: what the sweep's file varies; the command line wins over it.
+        max_batch_size: of Hydra's own sweeper, unused.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None, max_batch_size: int | None = None) -> None:
+        self.params = dict(params or {})
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+        self.task_function: TaskFunction | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        sys.exit(guard(lambda: self._sweep(arguments)))
+
+    def _sweep(self, arguments: Sequence[str]) -> int:
+        assert self.config is not None
+        hydra = self.config.hydra
+        folder = Path(hydra.sweep.dir)
+        folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+        flags = [f"--config-dir={p}" for p in folders if p.resolve() != Path(config_dir()).resolve()]
+        fixed, varied = space.read_space(self.params, arguments)
+        config = load_config([*flags, *fixed])
+        fixed = [*flags, *(o for o in fixed if o.split("=")[0] not in OWN)]
+        space.check_values(fixed, varied)
+        _check(config, varied)
+        launcher = None if hydra.launcher._target_.endswith("BasicLauncher") else self._launcher()
+        with _locked(folder):
+            data = _build_data(config, fixed, varied, folder)
+            identity = _identity(config, data)
+            plan = Sampled if config.sweep.algorithm != "grid" else Grid
+            trials = plan(folder, config, fixed=fixed, space=varied, identity=identity)
+            print(f"sweep {folder}: {trials.said}. After an interruption run_dir={folder} carries it on.", flush=True)
+            if launcher is None:
+                run_here(trials, config, folder)
+            else:
+                run_there(trials, launcher, config)
+            return board.finish(folder, config, list(varied), fixed)
+
+    def _launcher(self) -> Any:
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=self.hydra_context,  # type: ignore[arg-type]
+            task_function=self.task_function,  # type: ignore[arg-type]
+            config=self.config,  # type: ignore[arg-type]
+        )
+
+
+class Plan(Protocol):
+    """Which trials there are. Not for several threads at once."""
+
+    said: str  # what is to be done, for the terminal
+
+    def __init__(
+        self, folder: Path, config: Config, *, fixed: Sequence[str], space: Mapping[str, Dimension], identity: str
+    ) -> None: ...
+
+    def next(self) -> Trial | None:
+        """Return a trial to run, or None when there is none left."""
+
+    def tell(self, trial: Trial, result: Result) -> None:
+        """Take note of a trial's end."""
+
+
+class Grid:
+    """Every combination, without those that an earlier sweep in this folder finished."""
+
+    def __init__(
+        self, folder: Path, config: Config, *, fixed: Sequence[str], space: Mapping[str, Dimension], identity: str
+    ) -> None:
+        known = {_mark(t["identity"], t["values"]): number for number, t in stored_trials(folder).items()}
+        self._left: list[Trial] = []
+        done, free = 0, max(known.values(), default=-1) + 1
+        for values in combinations(space):
+            mark = _mark(identity, values)
+            if mark not in known:
+                known[mark], free = free, free + 1
+            number = known[mark]
+            trial = Trial(
+                number=number, folder=folder / str(number), fixed=tuple(fixed), values=values, identity=identity
+            )
+            result = Result.load(trial.folder)
+            if result is not None and result.status == "finished":
+                done += 1
+            else:
+                self._left.append(trial)
+        self.said = f"{len(self._left) + done} trials" + (f", {done} of them finished before" if done else "")
+
+    def next(self) -> Trial | None:
+        return _begin(self._left.pop(0)) if self._left else None
+
+    def tell(self, trial: Trial, result: Result) -> None:
+        """A grid learns nothing."""
+
+
+class Sampled:
+    """Trials that a study chooses, ``sweep.max_trials`` of them with those of earlier sweeps in this folder."""
+
+    def __init__(
+        self, folder: Path, config: Config, *, fixed: Sequence[str], space: Mapping[str, Dimension], identity: str
+    ) -> None:
+        from objrec.sweeps.study import Study
+
+        self._folder, self._sweep, self._fixed, self._identity = folder, config.sweep, tuple(fixed), identity
+        _check_same_sweep(folder, config, space, identity)
+        self._study = Study(folder, config.sweep, seed=config.seed, space=space)
+        self._cut: list[Trial] = []
+        for number, values in self._study.running():
+            trial = self._trial(number, values)
+            if (result := Result.load(trial.folder)) is not None:
+                self.tell(trial, result)  # the sweep was killed between the trial's end and this
+            else:
+                self._cut.append(trial)
+        begun = self._study.count()
+        self.said = f"{config.sweep.max_trials} trials, {config.sweep.algorithm}"
+        if begun:
+            self.said += f", {begun - len(self._cut)} of them ended before, {len(self._cut)} carried on"
+
+    def next(self) -> Trial | None:
+        if self._cut:
+            return _begin(self._cut.pop(0))
+        if self._study.count() >= self._sweep.max_trials:
+            return None
+        return _begin(self._trial(*self._study.ask()))
+
+    def tell(self, trial: Trial, result: Result) -> None:
+        self._study.tell(trial.number, result, self._sweep.metric)
+
+    def _trial(self, number: int, values: dict[str, str]) -> Trial:
+        folder = self._folder / str(number)
+        return Trial(number=number, folder=folder, fixed=self._fixed, values=values, identity=self._identity)
+
+
+def _begin(trial: Trial) -> Trial:
+    """Note a trial before it runs; what an earlier, failed attempt said of its end is no longer true."""
+    trial.save()
+    (trial.folder / "result.json").unlink(missing_ok=True)
+    return trial
+
+
+def _check(config: Config, varied: Mapping[str, Dimension]) -> None:
+    """Raise UserError for what a sweep on this machine cannot do."""
+    sweep, compute = config.sweep, config.compute
+    problems = []
+    if sweep.algorithm == "grid" and sweep.early_termination != "none":
+        problems.append(
+            f"sweep.early_termination={sweep.early_termination}: a grid runs every trial to its end; "
+            "sweep=random or sweep=optuna stops those that fall behind"
+        )
+    if sweep.algorithm != "grid" and not varied:
+        problems.append(
+            f"sweep.algorithm={sweep.algorithm}: nothing is varied; train.learning_rate='interval(0.001, 0.1)'"
+        )
+    many = isinstance(compute.devices, list) or (isinstance(compute.devices, int) and compute.devices not in (1, -1))
+    if many or compute.num_nodes > 1:
+        problems.append(
+            "compute.devices: a trial has one device here, trials share them out; compute.devices=1, "
+            "or python azureml/submit.py for trials on several"
+        )
+    if problems:
+        raise UserError(problems)
+
+
+def _build_data(config: Config, fixed: Sequence[str], varied: Iterable[str], folder: Path) -> Mapping[str, Path] | None:
+    """Build the data set once for all trials; None where what is varied changes it (then equal ones are shared)."""
+    from objrec.steps import load_steps
+
+    reads = [r for step in load_steps(("ingest", "preprocess")) for r in step.reads]
+    groups = ("experiment", "debug")  # a file there may set any key
+    if any(k in groups or k.startswith(f"{r}.") or r == k or r.startswith(f"{k}.") for k in varied for r in reads):
+        return None
+    return data_dirs(config, fixed, folder)
+
+
+def _identity(config: Config, data: Mapping[str, Path] | None) -> str:
+    """Hash what shapes every trial alike: settings, and where the data set lies (a built one has its key there)."""
+    told = {"settings": dump(config, keyed_only=True), "data": {k: str(v) for k, v in (data or {}).items()}}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _mark(identity: str, values: Mapping[str, str]) -> str:
+    return json.dumps([identity, sorted(values.items())])
+
+
+def _check_same_sweep(folder: Path, config: Config, space: Mapping[str, Dimension], identity: str) -> None:
+    """Raise UserError where the folder holds a study of other settings: its results would teach wrong things."""
+    words = {key: repr(d) for key, d in space.items()}
+    metric = config.sweep.metric
+    now = {"metric": metric, "space": words, "identity": identity}
+    before = read_json(folder / "sweep.json")
+    if before is not None and before != now:
+        kinds = {"metric": "metric", "space": "search space", "identity": "settings"}
+        what = ", ".join(kinds[k] for k in kinds if before.get(k) != now[k])
+        raise UserError(f"run_dir={folder} holds a sweep with another {what}: choose another run_dir")
+    write_json(folder / "sweep.json", now)
+
+
+def run_here(trials: Plan, config: Config, folder: Path, **options: Any) -> None:
+    """Run the trials in processes of this machine; ``options`` go to ``Lanes``."""
+    most = config.sweep.max_concurrent_trials
+    places = len(gpus()) if config.compute.accelerator != "cpu" else 0
+    lanes = min(most, places or len(os.sched_getaffinity(0)))
+    with (folder / "sweep.log").open("a") as log, board.TrialDisplay(log, config.sweep.metric) as display:
+
+        def tell(trial: Trial, result: Result) -> None:
+            trials.tell(trial, result)
+            display.ended(trial, result)
+
+        Lanes(lanes, timeout=config.sweep.trial_timeout, display=display, **options).run(trials.next, tell)
+
+
+def run_there(trials: Plan, launcher: Any, config: Config) -> None:
+    """Run the trials through one of Hydra's launchers, in batches: joblib, submitit (Slurm), Ray."""
+    grid = config.sweep.algorithm == "grid"
+    attempts: dict[int, int] = {}
+    queue: list[Trial] = []
+    while True:
+        while (grid or len(queue) < config.sweep.max_concurrent_trials) and (trial := trials.next()) is not None:
+            queue.append(trial)
+        if not queue:
+            return
+        # the folder's name stands for the number: after a resumed sweep these need not follow one another
+        batch = [[*_plain(t.overrides), f"hydra.sweep.subdir={t.number}"] for t in queue]
+        try:
+            launcher.launch(batch, initial_job_idx=queue[0].number)
+        except Exception as error:  # the launcher broke down, as when a worker was killed
+            print(f"the launcher stopped: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        again: list[Trial] = []
+        for trial in queue:
+            result = Result.load(trial.folder)
+            attempts[trial.number] = attempts.get(trial.number, 0) + (trial.folder / ".hydra").exists()
+            if result is None and attempts[trial.number] < ATTEMPTS:
+                again.append(trial)
+                continue
+            if result is None:
+                result = Result(status="failed", reason="its process was killed")
+                result.save(trial.folder)
+            trials.tell(trial, result)
+        if len(again) == len(queue) and not any(attempts[t.number] for t in queue):
+            raise UserError("the launcher started no trial, see above")
+        queue = again
+
+
+def _plain(overrides: Sequence[str]) -> list[str]:
+    return [o for o in overrides if not o.startswith("--config-dir=")]  # Hydra knows its folders
+
+
+@contextmanager
+def _locked(folder: Path) -> Any:
+    """Hold a sweep's folder. Raises UserError where another sweep works in it."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file: IO[str]
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"run_dir={folder}: another sweep is at work there") from None
+        yield
