@@ -14,6 +14,8 @@ from objrec.sweeps import board, space
 from objrec.sweeps.sweeper import Grid, Sampled, run_here
 from objrec.sweeps.trial import Result
 
+IDENTITY = "of all these sweeps"
+
 
 def score(overrides: Sequence[str]) -> float:
     """Best at a learning rate of 0.02."""
@@ -50,10 +52,10 @@ def sweep(folder: Path, overrides: Sequence[str], *, job: object = quick) -> int
     fixed, varied = space.read_space({}, overrides)
     config = load_config(fixed)
     plan = Grid if config.sweep.algorithm == "grid" else Sampled
-    trials = plan(folder, config, fixed=fixed, space=varied, identity="the same")
+    trials = plan(folder, config, fixed=fixed, space=varied, identity=IDENTITY)
     print(trials.said, flush=True)
     run_here(trials, config, folder, job=job, preload=())
-    return board.finish(folder, config, list(varied), fixed)
+    return board.finish(folder, config, list(varied), fixed, IDENTITY)
 
 
 if __name__ == "__main__":

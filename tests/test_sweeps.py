@@ -23,7 +23,7 @@ from objrec.models.watch import tell_watcher
 from objrec.sweeps import board, job
 from objrec.sweeps.picture import draw
 from objrec.sweeps.space import Choice, Interval, check_values, combinations, read_space
-from objrec.sweeps.sweeper import Sampled, _build_data, _check, _locked
+from objrec.sweeps.sweeper import Grid, Sampled, _build_data, _check, _locked, run_there
 from objrec.sweeps.trial import Result
 
 SWEEPS = sorted(p.stem for p in (Path(config_dir()) / "sweep").glob("*.yaml"))
@@ -231,9 +231,36 @@ def test_trials_that_fall_behind_are_stopped(
     result = Result.load(tmp_path / "7")
     assert result is not None and result.status == "pruned" and result.metrics["val/acc"] == pytest.approx(0.12)
     assert not (tmp_path / "7" / "model" / "training" / "checkpoints").exists()
-    assert board.finish(tmp_path, config, ["train.learning_rate"], words) == 0  # stopped is not failed
+    assert board.finish(tmp_path, config, ["train.learning_rate"], words, "") == 0  # stopped is not failed
     assert [r["status"] for r in rows_of(tmp_path)] == ["finished"] * 6 + ["pruned"] * 2
     assert "stopped after epoch 3: other trials were better by then" in capsys.readouterr().out
+
+
+class Launcher:
+    """One of Hydra's, whose workers are killed: trial 1 always, trial 2 once."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def launch(self, batch: list[list[str]], initial_job_idx: int) -> None:
+        folders = [Path(job[-2].split("=")[1].strip("'")) / job[-1].split("=")[1] for job in batch]
+        self.batches.append([f.name for f in folders])
+        for folder in folders:
+            (folder / ".hydra").mkdir(exist_ok=True)
+            if folder.name == "1" or (folder.name == "2" and len(self.batches) == 1):
+                raise RuntimeError("a worker was killed")
+            Result(status="finished", metrics={"epoch": 0.0, "val/acc": 0.5}).save(folder)
+
+
+def test_a_launcher_that_breaks_down_is_started_again_for_the_rest(tmp_path: Path) -> None:
+    config = load_config()
+    _, space = read_space({}, ["train.learning_rate=0.1,0.2,0.3,0.4"])
+    launcher = Launcher()
+    run_there(Grid(tmp_path, config, fixed=[], space=space, identity=""), launcher, config)
+    assert launcher.batches == [["0", "1", "2", "3"], ["1", "2", "3"], ["2", "3"]]
+    rows = {r["job"]: (r["status"], r["reason"]) for r in board.leaderboard(tmp_path, "val/acc", "")}
+    done = ("finished", "")
+    assert rows == {0: done, 1: ("failed", "its process was killed"), 2: done, 3: done}
 
 
 def test_what_the_user_did_wrong_in_a_trial_is_its_reason(tmp_path: Path) -> None:
@@ -256,7 +283,8 @@ def test_losses_are_better_when_they_are_low(tmp_path: Path) -> None:
     sweep_jobs.sweep(tmp_path, [RATES])
     for number, loss in enumerate((0.3, 0.1, 0.2)):
         Result(status="finished", metrics={"epoch": 0.0, "val/loss": loss}).save(tmp_path / str(number))
-    assert [r["job"] for r in board.leaderboard(tmp_path, "val/loss")] == [1, 2, 0]
+    assert [r["job"] for r in board.leaderboard(tmp_path, "val/loss", sweep_jobs.IDENTITY)] == [1, 2, 0]
+    assert board.leaderboard(tmp_path, "val/loss", "of other settings") == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

@@ -36,10 +36,11 @@ def _mlflow(
 ) -> Any:
     """Inside a cloud job the platform's server and the run that it opened; elsewhere a database under ``runs_dir``."""
     in_a_job = os.environ.get("MLFLOW_RUN_ID")
-    if options.get("tracking_uri") is None:
+    if options.get("tracking_uri") is None and (server := os.environ.get("MLFLOW_TRACKING_URI")):
+        options["tracking_uri"] = server
+    elif options.get("tracking_uri") is None:
         runs_dir.mkdir(parents=True, exist_ok=True)
-        database = f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"  # MLflow refuses folders
-        options["tracking_uri"] = os.environ.get("MLFLOW_TRACKING_URI") or database
+        options["tracking_uri"] = f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"  # MLflow refuses folders
     memory = training_dir / "checkpoints" / "mlflow_run"  # gone when the training is complete
     if options.get("run_id") is None:
         options["run_id"] = in_a_job or (memory.read_text() if memory.is_file() else None)

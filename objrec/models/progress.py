@@ -37,7 +37,8 @@ class Progress(L.Callback):
         if self.on_terminal and trainer.is_global_zero:
             self._bar = _bar()
             self._bar.start()
-            self._task = self._bar.add_task("", total=None, epoch="", text="")
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._task = self._bar.add_task("", total=int(trainer.num_training_batches), epoch=epoch, text="")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch_began = time.monotonic()

@@ -46,10 +46,12 @@ def better(metric: str, value: float, than: float) -> bool:
     return value > than if metric.endswith("acc") else value < than
 
 
-def leaderboard(folder: Path, metric: str) -> list[Row]:
-    """Return a row for each trial in a sweep's folder: best first, then those stopped early, then those that failed."""
+def leaderboard(folder: Path, metric: str, identity: str) -> list[Row]:
+    """Return a row for each trial of these settings: best first, then those stopped early, then those that failed."""
     rows: list[Row] = []
     for number, stored in stored_trials(folder).items():
+        if stored["identity"] != identity:
+            continue
         place = folder / str(number)
         result = Result.load(place) or Result(status="failed", reason="has not ended")
         model = place / "model"
@@ -70,10 +72,10 @@ def leaderboard(folder: Path, metric: str) -> list[Row]:
     return sorted(rows, key=lambda r: (order.index(r["status"]), sign * (r[metric] or 0.0), r["job"]))
 
 
-def finish(folder: Path, config: Config, keys: Sequence[str], fixed: Sequence[str]) -> int:
+def finish(folder: Path, config: Config, keys: Sequence[str], fixed: Sequence[str], identity: str) -> int:
     """Write ``leaderboard.csv``, ``sweep.png`` and ``best.txt``, print what is in them; returns the exit status."""
     metric = config.sweep.metric
-    rows = leaderboard(folder, metric)
+    rows = leaderboard(folder, metric, identity)
     if not rows:
         return 0
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -82,7 +84,7 @@ def finish(folder: Path, config: Config, keys: Sequence[str], fixed: Sequence[st
         writer.writeheader()
         writer.writerows(rows)
     _show(rows, metric, keys)
-    failed = sum(row["status"] == "failed" for row in rows)
+    failed = [row for row in rows if row["status"] == "failed"]
     if rows[0]["status"] == "finished":
         from objrec.sweeps.picture import draw
 
@@ -94,12 +96,9 @@ def finish(folder: Path, config: Config, keys: Sequence[str], fixed: Sequence[st
             _say(f"picture  {folder / 'sweep.png'}")
     _say(f"table    {folder / 'leaderboard.csv'}")
     if failed:
-        _say(f"{failed} of {len(rows)} trials failed; each has its train.log, as in {folder / str(_failed(rows))}")
+        place = folder / str(failed[0]["job"])
+        _say(f"{len(failed)} of {len(rows)} trials failed, as in {place}: {failed[0]['reason']}")
     return 1 if failed else 0
-
-
-def _failed(rows: Sequence[Row]) -> int:
-    return next(int(row["job"]) for row in rows if row["status"] == "failed")
 
 
 def _overrides(row: Row, fixed: Sequence[str], keys: Sequence[str]) -> list[str]:
@@ -116,6 +115,7 @@ def _settings(overrides: Sequence[str]) -> Any:
 
 def _show(rows: Sequence[Row], metric: str, keys: Sequence[str]) -> None:
     from rich.console import Console
+    from rich.markup import escape  # a value may be a list, which Rich would take for a tag
     from rich.table import Table
 
     leaves = [k.rpartition(".")[2] for k in keys]
@@ -124,7 +124,7 @@ def _show(rows: Sequence[Row], metric: str, keys: Sequence[str]) -> None:
     for row in rows[:SHOWN]:
         value = "" if row[metric] is None else f"{row[metric]:.4f}"
         epoch = "" if row["epoch"] is None else str(row["epoch"])
-        cells = [str(row.get(k, "")) for k in keys]
+        cells = [escape(str(row.get(k, ""))) for k in keys]
         table.add_row(str(row["job"]), value, row["status"], epoch, f"{row['seconds']:.1f}", *cells)
     Console().print(table)
     if len(rows) > SHOWN:

@@ -40,6 +40,8 @@ def train(config: Config, *, overrides: Sequence[str], run_dir: Path) -> Any:
 
 def summary(card: Any, config: Config, model_dir: Path, test_dir: Path | None) -> str:
     """Return what a person wants to know after a training: how good, where, and what to do next."""
+    if model_dir.is_relative_to(Path.cwd()):
+        model_dir = model_dir.relative_to(Path.cwd())
     metrics = {k: v for k, v in card.metrics.items() if "/" in k}
     lines = [f"best epoch  {card.metrics['epoch'] + 1:.0f} of {config.train.max_epochs}"]
     lines += [f"{name:<11} {value:.4f}" for name, value in metrics.items()]

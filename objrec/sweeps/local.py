@@ -60,7 +60,7 @@ class Lanes:
         preload: Sequence[str] = PRELOADED,
     ) -> None:
         self.lanes, self.timeout, self.display, self.job = lanes, timeout, display, job
-        self.threads = max(1, len(os.sched_getaffinity(0)) // lanes)
+        self.threads = max(1, cores() // lanes)
         self._running: set[Any] = set()
         self._stopping = threading.Event()
         self._context = multiprocessing.get_context("forkserver")
@@ -190,6 +190,11 @@ def _take_share(threads: int, lane: int) -> None:
         torch.set_num_threads(threads)
     if len(devices := gpus()) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[lane % len(devices)]
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,20 +99,16 @@ def combinations(space: Mapping[str, Dimension]) -> Iterator[dict[str, str]]:
         yield dict(zip(space, combination, strict=True))
 
 
-def size(space: Mapping[str, Dimension]) -> int:
-    """Return how many combinations a grid has."""
-    return math.prod(len(d.values) for d in space.values() if isinstance(d, Choice))
-
-
-def check_values(fixed: Sequence[str], space: Mapping[str, Dimension]) -> None:
-    """Compose the configuration with values of each key in turn.
+def check_values(fixed: Sequence[str], space: Mapping[str, Dimension], keys: Collection[str] | None = None) -> None:
+    """Compose the configuration with values of each key in turn (of ``keys`` only).
 
     Raises:
         UserError: with everything that stands against any value.
     """
     first = {key: d.samples()[0] for key, d in space.items()}
+    others = [{**first, k: v} for k, d in space.items() if keys is None or k in keys for v in d.samples()[1:]]
     problems: list[str] = []
-    for trial in (first, *({**first, k: v} for k, d in space.items() for v in d.samples()[1:])):
+    for trial in (first, *others):
         try:
             load_config([*fixed, *(f"{k}={v}" for k, v in trial.items())])
         except UserError as error:

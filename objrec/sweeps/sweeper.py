@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +21,10 @@ from objrec.config.compose import config_dir
 from objrec.config.errors import UserError
 from objrec.config.load import dump, load_config
 from objrec.config.schema import Config
+from objrec.images.folders import fingerprint
 from objrec.sweeps import board, space
 from objrec.sweeps.job import data_dirs
-from objrec.sweeps.local import Lanes, gpus
+from objrec.sweeps.local import Lanes, cores, gpus
 from objrec.sweeps.space import Dimension, combinations
 from objrec.sweeps.trial import Result, Trial, read_json, stored_trials, write_json
 
@@ -55,6 +56,7 @@ class TrialSweeper(Sweeper):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running trials are ended too
         sys.exit(guard(lambda: self._sweep(arguments)))
 
     def _sweep(self, arguments: Sequence[str]) -> int:
@@ -66,8 +68,9 @@ class TrialSweeper(Sweeper):
         fixed, varied = space.read_space(self.params, arguments)
         config = load_config([*flags, *fixed])
         fixed = [*flags, *(o for o in fixed if o.split("=")[0] not in OWN)]
-        space.check_values(fixed, varied)
         _check(config, varied)
+        unseen = [k for k, d in varied.items() if k in self.params or isinstance(d, space.Interval)]
+        space.check_values(fixed, varied, unseen)  # the values on the command line were tried before Hydra began
         launcher = None if hydra.launcher._target_.endswith("BasicLauncher") else self._launcher()
         with _locked(folder):
             data = _build_data(config, fixed, varied, folder)
@@ -79,7 +82,7 @@ class TrialSweeper(Sweeper):
                 run_here(trials, config, folder)
             else:
                 run_there(trials, launcher, config)
-            return board.finish(folder, config, list(varied), fixed)
+            return board.finish(folder, config, list(varied), fixed, identity)
 
     def _launcher(self) -> Any:
         return Plugins.instance().instantiate_launcher(
@@ -116,17 +119,16 @@ class Grid:
         done, free = 0, max(known.values(), default=-1) + 1
         for values in combinations(space):
             mark = _mark(identity, values)
-            if mark not in known:
-                known[mark], free = free, free + 1
-            number = known[mark]
+            number = known.get(mark, free)
             trial = Trial(
                 number=number, folder=folder / str(number), fixed=tuple(fixed), values=values, identity=identity
             )
-            result = Result.load(trial.folder)
+            result = Result.load(trial.folder) if mark in known else None
             if result is not None and result.status == "finished":
                 done += 1
             else:
                 self._left.append(trial)
+            free = max(free, number + 1)
         self.said = f"{len(self._left) + done} trials" + (f", {done} of them finished before" if done else "")
 
     def next(self) -> Trial | None:
@@ -216,8 +218,11 @@ def _build_data(config: Config, fixed: Sequence[str], varied: Iterable[str], fol
 
 
 def _identity(config: Config, data: Mapping[str, Path] | None) -> str:
-    """Hash what shapes every trial alike: settings, and where the data set lies (a built one has its key there)."""
-    told = {"settings": dump(config, keyed_only=True), "data": {k: str(v) for k, v in (data or {}).items()}}
+    """Hash what shapes every trial alike: settings, and the data set (where a built one lies has its key in it)."""
+    given = config.train_dir is not None
+    dirs = {k: data[k] for k in ("train_dir", "valid_dir")} if data is not None else {}
+    places = {k: fingerprint(path) if given else str(path) for k, path in dirs.items()}
+    told = {"settings": dump(config, keyed_only=True), "data": places}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -242,7 +247,7 @@ def run_here(trials: Plan, config: Config, folder: Path, **options: Any) -> None
     """Run the trials in processes of this machine; ``options`` go to ``Lanes``."""
     most = config.sweep.max_concurrent_trials
     places = len(gpus()) if config.compute.accelerator != "cpu" else 0
-    lanes = min(most, places or len(os.sched_getaffinity(0)))
+    lanes = min(most, places or cores())
     with (folder / "sweep.log").open("a") as log, board.TrialDisplay(log, config.sweep.metric) as display:
 
         def tell(trial: Trial, result: Result) -> None:
@@ -262,8 +267,7 @@ def run_there(trials: Plan, launcher: Any, config: Config) -> None:
             queue.append(trial)
         if not queue:
             return
-        # the folder's name stands for the number: after a resumed sweep these need not follow one another
-        batch = [[*_plain(t.overrides), f"hydra.sweep.subdir={t.number}"] for t in queue]
+        batch = [[*_plain(t.overrides), *_place(t)] for t in queue]
         try:
             launcher.launch(batch, initial_job_idx=queue[0].number)
         except Exception as error:  # the launcher broke down, as when a worker was killed
@@ -282,6 +286,12 @@ def run_there(trials: Plan, launcher: Any, config: Config) -> None:
         if len(again) == len(queue) and not any(attempts[t.number] for t in queue):
             raise UserError("the launcher started no trial, see above")
         queue = again
+
+
+def _place(trial: Trial) -> list[str]:
+    """Name the trial's folder to Hydra: its own count begins anew with each batch, and its default with each second."""
+    place = str(trial.folder.parent.resolve()).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.sweep.dir='{place}'", f"hydra.sweep.subdir={trial.number}"]
 
 
 def _plain(overrides: Sequence[str]) -> list[str]:
