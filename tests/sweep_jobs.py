@@ -54,7 +54,9 @@ def sweep(folder: Path, overrides: Sequence[str], *, job: object = quick) -> int
     plan = Grid if config.sweep.algorithm == "grid" else Sampled
     trials = plan(folder, config, fixed=fixed, space=varied, identity=IDENTITY)
     print(trials.said, flush=True)
-    run_here(trials, config, folder, job=job, preload=())
+    run_here(
+        trials, config, folder, job=job, preload=("objrec.sweeps.sweeper",)
+    )  # what this module takes long to import
     return board.finish(folder, config, list(varied), fixed, IDENTITY)
 
 

@@ -25,15 +25,15 @@ class Progress(L.Callback):
         self.on_terminal = on_terminal
         self._bar: Any = None
         self._loss: torch.Tensor | None = None
-        self._images = self._steps = self._planned = 0  # images of this epoch; steps of this process, and of the run
-        self._first = 0  # steps that an earlier, interrupted process had done
+        self._images = 0  # of this epoch
+        self._steps = 0  # of this process: an interrupted one may have done some before
+        self._todo = 0  # steps
         self._began = self._epoch_began = self._looked = 0.0
         self._training = 0.0  # seconds of this epoch without validation
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.monotonic()
         self._steps = 0
-        self._first = trainer.current_epoch * int(trainer.num_training_batches)
         if self.on_terminal and trainer.is_global_zero:
             self._bar = _bar()
             self._bar.start()
@@ -80,12 +80,12 @@ class Progress(L.Callback):
 
     def _show(self, trainer: L.Trainer, batch: int) -> None:
         batches = int(trainer.num_training_batches)
-        self._planned = batches * (trainer.max_epochs or 1)
-        done = self._first + self._steps
+        planned, done = batches * (trainer.max_epochs or 1), batches * trainer.current_epoch + batch
+        self._todo = planned - done
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         accuracy = trainer.callback_metrics.get("val/acc")
         told = "" if accuracy is None else f", val/acc {accuracy:.3f}"
-        report(done, self._planned, f"steps, {epoch}, {self._speed():.0f} images/s{told}, {self._left()}")
+        report(done, planned, f"steps, {epoch}, {self._speed():.0f} images/s{told}, {self._left()}")
         if self._bar is not None:
             loss = "" if self._loss is None else f"loss {self._loss.item():.3f}, "
             text = f"{self._speed():.0f} images/s, {loss}{told.removeprefix(', ') or 'val/acc -'}, {self._left()}"
@@ -107,8 +107,7 @@ class Progress(L.Callback):
 
     def _left(self) -> str:
         """Return the time that is left at the pace of this process so far, validation included."""
-        todo = self._planned - self._first - self._steps
-        return f"{duration(todo * (time.monotonic() - self._began) / max(1, self._steps))} left"
+        return f"{duration(self._todo * (time.monotonic() - self._began) / max(1, self._steps))} left"
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from objrec.config.errors import UserError
 from objrec.config.schema import Sweep
 from objrec.sweeps.space import Choice, Dimension
 from objrec.sweeps.trial import Pruned, Result
@@ -97,12 +96,7 @@ class _Lock:
 
 
 def _open(folder: Path, sweep: Sweep, *, seed: int) -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(
-            f"sweep.algorithm={sweep.algorithm} needs Optuna: pip install 'objrec[optuna]', or sweep=grid"
-        ) from None
+    import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 

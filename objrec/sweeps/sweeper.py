@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import signal
 import sys
@@ -22,6 +23,7 @@ from objrec.config.errors import UserError
 from objrec.config.load import dump, load_config
 from objrec.config.schema import Config
 from objrec.images.folders import fingerprint
+from objrec.pipeline.runner import forget_run
 from objrec.sweeps import board, space
 from objrec.sweeps.job import data_dirs
 from objrec.sweeps.local import Lanes, cores, gpus
@@ -73,10 +75,15 @@ class TrialSweeper(Sweeper):
         space.check_values(fixed, varied, unseen)  # the values on the command line were tried before Hydra began
         launcher = None if hydra.launcher._target_.endswith("BasicLauncher") else self._launcher()
         with _locked(folder):
-            data = _build_data(config, fixed, varied, folder)
+            try:
+                data = _build_data(config, fixed, varied, folder)
+            except UserError:
+                if config.run_dir is None:
+                    forget_run(folder)  # nothing of a refused sweep stays behind
+                raise
             identity = _identity(config, data)
-            plan = Sampled if config.sweep.algorithm != "grid" else Grid
-            trials = plan(folder, config, fixed=fixed, space=varied, identity=identity)
+            plan = Grid if config.sweep.algorithm == "grid" else Sampled
+            trials: Plan = plan(folder, config, fixed=fixed, space=varied, identity=identity)
             print(f"sweep {folder}: {trials.said}. After an interruption run_dir={folder} carries it on.", flush=True)
             if launcher is None:
                 run_here(trials, config, folder)
@@ -96,10 +103,6 @@ class Plan(Protocol):
     """Which trials there are. Not for several threads at once."""
 
     said: str  # what is to be done, for the terminal
-
-    def __init__(
-        self, folder: Path, config: Config, *, fixed: Sequence[str], space: Mapping[str, Dimension], identity: str
-    ) -> None: ...
 
     def next(self) -> Trial | None:
         """Return a trial to run, or None when there is none left."""
@@ -192,6 +195,8 @@ def _check(config: Config, varied: Mapping[str, Dimension]) -> None:
             f"sweep.early_termination={sweep.early_termination}: a grid runs every trial to its end; "
             "sweep=random or sweep=optuna stops those that fall behind"
         )
+    if sweep.algorithm != "grid" and importlib.util.find_spec("optuna") is None:
+        problems.append(f"sweep.algorithm={sweep.algorithm} needs Optuna: pip install 'objrec[optuna]', or sweep=grid")
     if sweep.algorithm != "grid" and not varied:
         problems.append(
             f"sweep.algorithm={sweep.algorithm}: nothing is varied; train.learning_rate='interval(0.001, 0.1)'"
