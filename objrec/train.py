@@ -45,10 +45,11 @@ def main() -> None:
             sys.exit(status)
     import hydra
 
-    if any(a in ("-m", "--multirun") or a.startswith("hydra.mode=") for a in sys.argv):
+    if flags := {"-m", "--multirun"} & set(sys.argv):
         from objrec.sweeps.sweeper import register
 
         register()
+        sys.argv = [*(a for a in sys.argv if a not in flags), "-m"]  # Hydra takes no overrides on both sides of it
     hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(task)()
 
 

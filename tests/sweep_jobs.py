@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -37,6 +38,9 @@ def quick(overrides: Sequence[str], folder: Path) -> None:
 def fragile(overrides: Sequence[str], folder: Path) -> None:
     """Come to grief at some learning rates."""
     print("a trial's own words")
+    worker = multiprocessing.get_context("fork").Process(target=print, args=("its worker's words",))
+    worker.start()  # as a data loader does
+    worker.join()
     if "train.learning_rate=0.1" in overrides:
         os.kill(os.getpid(), signal.SIGKILL)
     if "train.learning_rate=0.2" in overrides:

@@ -72,8 +72,8 @@ def test_values_are_tried_on_the_configuration_before_the_sweep() -> None:
     with pytest.raises(UserError) as caught:
         check_values([], space)
     assert {m.split(":")[0] for m in caught.value.messages} == {"train.learning_rate=-1", "optimizer=adamm"}
-    with pytest.raises(UserError, match="a grid needs values"):
-        list(combinations({"train.learning_rate": Interval(0.1, 1, log=False, whole=False)}))
+    with pytest.raises(UserError, match=r"train.learning_rate: a grid needs values"):
+        _check(load_config(), {"train.learning_rate": Interval(0.1, 1, log=False, whole=False)})
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -120,7 +120,7 @@ def test_a_trial_that_fails_is_killed_or_takes_too_long_does_not_end_the_sweep(
         "0.3": "took longer than sweep.trial_timeout=3 s",
     }
     log = (tmp_path / "1" / "train.log").read_text()
-    assert "a trial's own words" in log and "RuntimeError: broken" in log
+    assert "a trial's own words" in log and "its worker's words" in log and "RuntimeError: broken" in log
     said = capfd.readouterr()
     assert "3 of 5 trials failed" in said.out and "trial 0: failed (was killed by signal 9)" in said.err
 

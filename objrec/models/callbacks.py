@@ -73,6 +73,7 @@ class History(L.Callback):
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     """Draw loss and accuracy over epochs."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
@@ -81,6 +82,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=part, marker="o", markersize=3)
         axes.set(xlabel="epoch", title={"loss": "loss", "acc": "accuracy"}[quantity])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -109,11 +109,13 @@ class Lanes:
         self.display.start(trial.name, " ".join(trial.words))
         ours, theirs = self._context.Pipe()
         arguments = (self.job, trial.overrides, trial.folder, theirs, self.threads, lane)
-        process = self._context.Process(target=_child, args=arguments, daemon=True)
+        process = self._context.Process(target=_child, args=arguments)  # no daemon: these may have no children
         process.start()
         theirs.close()
         self._running.add(process)
         try:
+            if self._stopping.is_set():  # too late to be among those that were asked to end
+                _end(process)
             in_time = self._listen(trial.name, ours, began)
             if not in_time:
                 _end(process)

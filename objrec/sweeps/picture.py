@@ -9,6 +9,7 @@ from typing import Any
 
 LOG_FROM = 20  # an axis whose largest value is this many times the smallest is logarithmic
 LINES = 6  # a second key with at most so many values is told by lines, one with more by colour
+CLOSE = 0.04  # share of an axis below which one label would cover another
 
 
 class Axis:
@@ -144,11 +145,15 @@ def _ticks(plot: Any, place: int, axis: Axis, span: tuple[float, float]) -> None
     if not axis.numeric:
         marks = [(_share(float(i), *span), text) for i, text in enumerate(axis.labels)]
     elif axis.distinct <= LINES:
-        marks = [(_share(axis.scaled(v), *span), f"{v:g}") for v in axis.numbers]
+        marks = [(_share(axis.scaled(v), *span), f"{v:.4g}") for v in axis.numbers]
     else:
         heights = [(s, span[0] + s * (span[1] - span[0])) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
         marks = [(s, f"{10**v if axis.log else v:.3g}") for s, v in heights]
+    last = -1.0
     for share, text in marks:
+        if share - last < CLOSE:
+            continue
+        last = share
         plot.text(place + 0.03, share, text, fontsize=8, va="center", bbox={"color": "white", "alpha": 0.6, "pad": 0.5})
 
 

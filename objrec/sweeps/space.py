@@ -84,16 +84,7 @@ def _dimension(parsed: Any) -> Dimension:
 
 
 def combinations(space: Mapping[str, Dimension]) -> Iterator[dict[str, str]]:
-    """Yield every combination of a grid, the last key varying fastest.
-
-    Raises:
-        UserError: there is an interval among them.
-    """
-    if intervals := [key for key, d in space.items() if isinstance(d, Interval)]:
-        raise UserError(
-            f"{intervals[0]}: a grid needs values, as in choice(...) or range(...); "
-            "sweep=random or sweep=optuna draws from an interval"
-        )
+    """Yield every combination of a grid, which has no intervals, the last key varying fastest."""
     values = [d.values for d in space.values() if isinstance(d, Choice)]
     for combination in itertools.product(*values):
         yield dict(zip(space, combination, strict=True))

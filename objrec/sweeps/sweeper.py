@@ -195,6 +195,13 @@ def _check(config: Config, varied: Mapping[str, Dimension]) -> None:
             f"sweep.early_termination={sweep.early_termination}: a grid runs every trial to its end; "
             "sweep=random or sweep=optuna stops those that fall behind"
         )
+    if sweep.algorithm == "grid":
+        problems += [
+            f"{key}: a grid needs values, as in choice(...) or range(...); sweep=random or sweep=optuna draws from an "
+            "interval"
+            for key, dimension in varied.items()
+            if isinstance(dimension, space.Interval)
+        ]
     if sweep.algorithm != "grid" and importlib.util.find_spec("optuna") is None:
         problems.append(f"sweep.algorithm={sweep.algorithm} needs Optuna: pip install 'objrec[optuna]', or sweep=grid")
     if sweep.algorithm != "grid" and not varied:
