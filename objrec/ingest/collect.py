@@ -138,6 +138,7 @@ class WebAcquire:
                 return known
             if await asyncio.to_thread(self._store.has, picture.sha256):
                 return known
+        await self._examiners.room()
         try:
             data = await self._downloader.fetch(candidate.url)
             picture = await self._examiners.examine("store", candidate.url, data)  # which records what came of it
@@ -246,9 +247,10 @@ class Collector:
                     await self._launch(state, queue, spare=0.0)
                     if not queue:
                         return
-                    done, _ = await asyncio.wait([queue[0].task], timeout=PATIENCE)
-                    if not done and queue[-1].offer[1].ahead:
-                        await self._launch(state, queue, spare=self._failed_share(state.name))
+                    if not queue[0].task.done():
+                        done, _ = await asyncio.wait([queue[0].task], timeout=PATIENCE)
+                        if not done and queue[-1].offer[1].ahead:
+                            await self._launch(state, queue, spare=self._failed_share(state.name))
                     self._selection.add(await queue[0].task)
                     queue.popleft()
                     self._progress(state.name)
@@ -270,8 +272,8 @@ class Collector:
         """Begin as many as are missing, and a share more: the replacements for those that may fail."""
         missing = self._selection.missing(state.name)
         room = min(missing + math.ceil(missing * spare), self._window) - len(queue)
-        if room <= 0 or state.exhausted:
-            return
+        if room <= 0 or state.exhausted or (missing > room and len(queue) > 0.8 * self._window):
+            return  # a full window is filled up in strides: each takes a thread
         loop = asyncio.get_running_loop()
         offered = await loop.run_in_executor(self._threads, lambda: list(itertools.islice(state.offers, room)))
         state.exhausted = len(offered) < room

@@ -19,8 +19,10 @@ from objrec.pipeline.child import PARENT
 
 BACKLOG: Final = 1 << 18  # bytes that a process may have waiting: work while the event loop is elsewhere
 BACKLOG_JOBS: Final = 64
+ROOM: Final = 64 << 20  # bytes in waiting above which no more should be downloaded
 PATIENCE: Final = 60.0  # seconds for a picture, then its process is killed
 GRACE: Final = 10.0  # seconds to finish what was begun, at the end
+COMMAND: tuple[str, ...] = ("-m", "objrec.ingest.examiner")
 LINE: Final = 1 << 20  # bytes of an answer
 
 
@@ -81,7 +83,11 @@ class ExaminerPool:
         self._most = most or os.cpu_count() or 1
         self._patience = patience
         self._waiting: deque[_Job] = deque()
+        self._held = 0  # bytes of pictures that are not examined yet
+        self._roomy = asyncio.Event()
+        self._roomy.set()
         self._workers: list[_Worker] = []
+        self._running = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._fault: Exception | None = None
@@ -120,14 +126,29 @@ class ExaminerPool:
             raise self._fault
         head = json.dumps([way, name, len(data)]).encode() + b"\n"
         job = _Job(head, data, asyncio.get_running_loop().create_future())
-        self._waiting.append(job)
-        self._feed()
-        answer = await job.answer
+        self._hold(len(data))
+        try:
+            self._waiting.append(job)
+            self._feed()
+            answer = await job.answer
+        finally:
+            self._hold(-len(data))
         if "picture" in answer:
             return Picture(**answer["picture"])
         if "fault" in answer:
             raise RuntimeError(f"examining {name} failed:\n{answer['fault']}")
         raise ImageError(answer["status"], answer["reason"])
+
+    async def room(self) -> None:
+        """Wait until what waits to be examined is little enough for more."""
+        await self._roomy.wait()
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held <= ROOM:
+            self._roomy.set()
+        else:
+            self._roomy.clear()
 
     def _feed(self) -> None:
         """Give what waits to who has room; start another process where nobody has."""
@@ -136,13 +157,14 @@ class ExaminerPool:
             if not job.answer.done():  # else nobody wants it any more
                 free = [w for w in self._workers if w.takes(job)]
                 if not free:
-                    if len(self._tasks) < self._most:
+                    if self._running < self._most and not self._closing:
                         self._start()
                     return
                 min(free, key=lambda w: w.load).give(job)
             self._waiting.popleft()
 
     def _start(self) -> None:
+        self._running += 1
         task = asyncio.create_task(self._run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -151,11 +173,12 @@ class ExaminerPool:
         """Start a process, pass on its answers, and take stock when it ends."""
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", __name__.replace(".pool", ".examiner"),
+                sys.executable, *COMMAND,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE,
                 env={**os.environ, PARENT: str(os.getpid())},
             )  # fmt: skip
         except OSError as error:
+            self._running -= 1
             self._fail(error)
             return
         worker = _Worker(process)
@@ -173,25 +196,25 @@ class ExaminerPool:
                     job.answer.set_result(json.loads(line))
                 self._feed()
         self._workers.remove(worker)
+        self._running -= 1
         _close_input(worker)
         await process.wait()
         self._ended(worker)
 
     def _ended(self, worker: _Worker) -> None:
-        if worker.since is None and not self._closing:
-            self._fail(RuntimeError(f"the process that examines pictures did not start ({_how(worker)})"))
-            return
-        if worker.jobs and not (culprit := worker.jobs.popleft()).answer.done():
+        started = worker.since is not None
+        if started and worker.jobs and not (culprit := worker.jobs.popleft()).answer.done():
             culprit.answer.set_exception(ExaminerDied(f"decoding it {_how(worker)}"))
         self._waiting.extendleft(reversed(worker.jobs))
         worker.jobs.clear()
-        if self._waiting and not self._closing:
-            self._start()
+        if not started and not self._closing:
+            self._fail(RuntimeError(f"the process that examines pictures did not start: {_how(worker)}"))
+        self._feed()
 
     def _fail(self, error: Exception) -> None:
         """A process cannot be had. Where there are others, they have to do; else everyone who waits is told."""
         if self._workers:
-            self._most = len(self._workers)
+            self._most = self._running
             return
         self._fault = error
         for job in self._waiting:

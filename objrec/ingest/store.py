@@ -34,8 +34,8 @@ LIMITED = ("too_small", "too_large")  # statuses that another limit may change
 class Store:
     """A folder with an SQLite file and the pictures. Safe against SIGKILL at any moment, and for several processes.
 
-    The outcome of a picture is recorded before the picture is written, so that one which is there whole is never fetched
-    again, and a picture is checked against its hash before it is used again. Methods may be called from any thread.
+    The outcome of a picture is to be recorded before the picture is written, so that one which is there whole is never
+    fetched again; and a picture is checked against its hash before it is used. Methods may be called from any thread.
 
     Args:
         folder: made when absent.
