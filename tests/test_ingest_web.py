@@ -218,13 +218,13 @@ def step_process(target: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
 def kill_and_rerun(server: BadServer, tmp_path: Path, kills: int, seed: int) -> None:
     pick = random.Random(seed)
     for j, name in enumerate(("cat", "dog")):
-        number = range(1000 * j, 1000 * j + 120)
+        number = range(1000 * j, 1000 * j + 60 * kills)
         server.offer(
             name, [f"/{pick.choice(['404', 'same', 'html']) if n % 4 == 0 else 'good'}/{n}.jpg" for n in number]
         )
     server.delay = 0.03
     overrides = settings(
-        server, "openverse", "classes.names=[cat,dog]", "ingest.num_images=60", f"cache_dir={tmp_path / 'c'}"
+        server, "openverse", "classes.names=[cat,dog]", f"ingest.num_images={30 * kills}", f"cache_dir={tmp_path / 'c'}"
     )
     overrides.append("ingest.connections=4")
     objects = tmp_path / "c/downloads/objects"

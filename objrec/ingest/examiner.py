@@ -15,7 +15,6 @@ import functools
 import json
 import os
 import signal
-import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
