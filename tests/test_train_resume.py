@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from train_kit import QUIET, make_data, train
 
-from objrec.models.callbacks import Reporter
+from objrec.models.resume import MidEpoch
 
 pytestmark = QUIET
 # everything that has a state or draws at random
@@ -38,7 +38,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_at(step: int, stop: Any, patch: pytest.MonkeyPatch) -> None:
     """Have ``stop()`` called when ``step`` batches are done."""
-    original = Reporter.on_train_batch_end
+    original = MidEpoch.on_train_batch_end
     done = 0
 
     def counted(self: Any, trainer: Any, *args: Any) -> None:
@@ -48,7 +48,7 @@ def stop_at(step: int, stop: Any, patch: pytest.MonkeyPatch) -> None:
         if done == step:
             stop()
 
-    patch.setattr(Reporter, "on_train_batch_end", counted)
+    patch.setattr(MidEpoch, "on_train_batch_end", counted)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -56,8 +56,13 @@ def assert_same(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("step", random.Random(0).sample(range(1, STEPS + 1), 5))
-@pytest.mark.parametrize("minutes", ["null", "1e-9"], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    ("step", "minutes"),
+    [
+        *((step, "1e-9") for step in random.Random(0).sample(range(1, STEPS + 1), 5)),
+        *((step, "null") for step in (3, 12)),
+    ],
+)
 def test_killed_at_a_random_step(
     step: int, minutes: str, data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +81,7 @@ def test_killed_at_a_random_step(
     assert_same(tmp_path, whole)
 
 
-@pytest.mark.parametrize("step", [2, 9, 10])
+@pytest.mark.parametrize("step", [9, 10])
 def test_sigterm_saves_and_exits_with_143(
     step: int,
     data: Path,

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from objrec.config.errors import UserError
-from objrec.models.finetuning import parameter_groups
+from objrec.models.finetuning import Freeze, parameter_groups
 from objrec.models.resizing import ProgressiveResize
 
 FINITE_EVERY = 50  # steps between two looks at the loss where a look waits for the accelerator
@@ -131,9 +131,10 @@ class Classifier(L.LightningModule):
 
         The i-th picture of a process is the (i * processes + rank)-th of the common order.
         """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule
         places = torch.arange(size, device=self.device) + batch_idx * data.batch_size
-        return places * self.trainer.world_size + self.global_rank < len(data.folders["valid"].files)
+        real: Tensor = places * self.trainer.world_size + self.global_rank < len(data.folders["valid"].files)
+        return real
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch: here, since callbacks look before the module's own end of the epoch comes."""
@@ -169,8 +170,11 @@ class Classifier(L.LightningModule):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Create the optimizer with its parameter groups. Raises UserError."""
         node = dict(self.optimizer_node)
-        if self._trainer is not None and self.trainer.precision == "16-mixed":
-            node["fused"] = False  # it would undo the scaling of gradients itself, after they were clipped
+        if self._trainer is not None and "fused" in node:
+            thaws = any(isinstance(c, Freeze) and c.epochs is not None for c in self.trainer.callbacks)
+            # it would undo the scaling of gradients itself, after they were clipped; and torch's fused SGD fails when
+            # some parameters have momentum already and others not yet
+            node["fused"] = node["fused"] and self.trainer.precision != "16-mixed" and not thaws
         groups = parameter_groups(
             self.model,
             lr=node["lr"],
