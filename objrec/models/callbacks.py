@@ -44,12 +44,14 @@ class History(L.Callback):
         self.path = folder / "metrics.csv"
         self.rows: list[dict[str, float]] = []
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # the epoch is restored by now
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             with self.path.open(newline="") as file:
-                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["epoch"] < trainer.current_epoch]
+                self.rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # the epoch is restored by now
+        self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
@@ -58,6 +60,7 @@ class History(L.Callback):
         self.rows.append({k: round(v, 6) for k, v in row.items()})
         if trainer.is_global_zero:
             self._write()
+            self._write_classes(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and self.rows:
@@ -72,13 +75,23 @@ class History(L.Callback):
             writer.writerows(self.rows)
         beside.replace(self.path)
 
+    def _write_classes(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        names = trainer.datamodule.class_names
+        with (self.folder / "per_class.csv").open("w", newline="") as file:  # of the last validation
+            csv.writer(file).writerows(
+                [
+                    ("class", "val/acc"),
+                    *((n, round(a, 6)) for n, a in zip(names, pl_module.class_accuracy, strict=True)),
+                ]
+            )
+
 
 class Reporter(L.Callback):
     """Tell the pipeline's display, or a log without a terminal, how training goes."""
 
     def __init__(self, *, print_epochs: bool) -> None:
         self.print_epochs = print_epochs
-        self._began = 0.0
+        self._began = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.monotonic()
