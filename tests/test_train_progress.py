@@ -1,5 +1,4 @@
 """What a person sees of a training: lines, a bar, loggers, a summary."""
-# ruff: noqa: F811  (a fixture that is imported is a parameter too)
 
 from __future__ import annotations
 
@@ -13,14 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import CONFIGS, TINY, data, pytestmark, train  # noqa: F401  (a fixture and marks)
+from train_kit import QUIET, TINY, make_data, train
 
-from objrec.config.load import load_config
+from objrec.config.load import config_dir, load_config
 from objrec.models import progress
 from objrec.models.card import ModelCard
 from objrec.models.watch import watched
 from objrec.sweeps.job import summary
 from objrec.sweeps.trial import Pruned
+
+pytestmark = QUIET
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 def trainer(*, epochs: int, batches: int) -> Any:
@@ -115,7 +121,7 @@ def test_the_summary_says_how_good_where_and_what_next(data: Path, tmp_path: Pat
         assert part in said
 
 
-LOGGERS = sorted(f.stem for f in (CONFIGS / "logger").glob("*.yaml"))
+LOGGERS = sorted(f.stem for f in (Path(config_dir()) / "logger").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", LOGGERS)

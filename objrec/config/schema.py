@@ -24,6 +24,14 @@ def _no_bool(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Share = Annotated[Float, Field(ge=0, le=1)]
+
+
+def _count_or_auto(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"should be a whole number of at least 1, or auto, got {value!r}")
+    return value
+
+
 Node = dict[str, Any]  # ``_target_`` and its arguments: what hydra.utils.instantiate takes
 Path = Annotated[str | None, UNKEYED]
 
@@ -132,6 +140,7 @@ class Backbone(Section):
     weights: Path
     small_input: bool
     drop_rate: Annotated[Share, Field(lt=1)]
+    frozen: bool
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -150,11 +159,24 @@ class Augmentation(Section):
 
 class Train(Section):
     max_epochs: Annotated[Int, Field(ge=1)]
-    batch_size: Annotated[Int, Field(ge=1)]
+    batch_size: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
+    memory_limit: Annotated[Int, Field(ge=1)] | None
+    accumulate: Annotated[Int, Field(ge=1)]
     learning_rate: Annotated[Float, Field(gt=0)]
+    find_lr: bool
+    layer_decay: Annotated[Float, Field(gt=0, le=1)] | None
+    decay_norms: bool
     momentum: Annotated[Share, Field(lt=1)]
+    loss: Literal["cross_entropy", "focal"]
+    focal_gamma: Annotated[Float, Field(ge=0)]
+    class_weights: Literal["none", "balanced"]
     label_smoothing: Annotated[Share, Field(lt=1)]
+    freeze_epochs: Annotated[Int, Field(ge=0)]
+    ema: Annotated[Share, Field(lt=1)] | None
+    progressive_resize: Annotated[Float, Field(gt=0, lt=1)] | None
     gradient_clip: Annotated[Float, Field(gt=0)] | None
+    resume: Annotated[Literal["auto", "never"], UNKEYED]
+    checkpoint_minutes: Annotated[Float, Field(gt=0), UNKEYED] | None
     log_every_n_steps: Annotated[Int, Field(ge=1), UNKEYED]
     limit_batches: Annotated[Int, Field(ge=1)] | None
 
@@ -171,6 +193,7 @@ class Compute(Section):
     num_nodes: Annotated[Int, Field(ge=1)]
     precision: Literal["auto", "32", "bf16-mixed", "16-mixed"]
     compile: bool
+    sync_batchnorm: bool
     runtime: Literal["auto", "onnxruntime", "torch"]
 
     @field_validator("precision", mode="before")
@@ -392,7 +415,12 @@ class Config(Section):
                 "ingest.contact: source=commons needs an address or a URL of yours, which Wikimedia requires in the "
                 "User-Agent: ingest.contact=me@example.org"
             )
-        monitored = {"val/acc", "val/loss", "train/loss"}
+        if not self.backbone.frozen and self.train.freeze_epochs >= self.train.max_epochs:
+            problems.append(
+                f"train.freeze_epochs={self.train.freeze_epochs} leaves no epoch of {self.train.max_epochs} to train "
+                "more than the head; for that, backbone.frozen=true"
+            )
+        monitored = {"val/acc", "val/loss", "val/f1", "val/ece", "train/loss", "train/acc"}
         for where, node in [("scheduler", self.scheduler), *((f"callbacks.{k}", v) for k, v in self.callbacks.items())]:
             if node and (monitor := node.get("monitor")) is not None and monitor not in monitored:
                 from objrec.config.errors import did_you_mean

@@ -43,6 +43,7 @@ class BatchSampler(Sampler[Draw]):
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
         self.rank, self.world = rank, world
         self.epoch = 0
+        self.start = 0  # batches of the first pass that are left out: a resumed epoch has seen them
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -54,8 +55,11 @@ class BatchSampler(Sampler[Draw]):
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(self.count) if self.shuffle else np.arange(self.count)
         share = np.resize(order, -(-self.count // self.world) * self.world)[self.rank :: self.world]
-        for start in range(0, len(share), self.batch_size):
-            yield Draw(share[start : start + self.batch_size].tolist(), int(random.integers(2**31)) + self.rank)
+        done, self.start = self.start, 0
+        for i, start in enumerate(range(0, len(share), self.batch_size)):
+            draw = Draw(share[start : start + self.batch_size].tolist(), int(random.integers(2**31)) + self.rank)
+            if i >= done:
+                yield draw
 
 
 class PictureBatches(Dataset[tuple[Tensor, Tensor, int]]):
@@ -136,6 +140,7 @@ class ImageFolderDataModule(L.LightningDataModule):
                 )
         self.folders["valid"] = _renumber(self.folders["valid"], self.class_names)
         self._data: dict[str, PictureBatches] = {}
+        self._position = {"epoch": 0, "batch": 0}  # where training begins, other than 0 when it is carried on
         constants = torch.tensor([preprocessing.mean, preprocessing.std]).view(2, 1, 3, 1, 1)
         self._mean, self._std = constants * 255
 
@@ -153,8 +158,21 @@ class ImageFolderDataModule(L.LightningDataModule):
         size = count * self.preprocessing.size**2 * 3
         return self.settings.cache == "memory" or (self.settings.cache == "auto" and size <= self.settings.cache_limit)
 
+    def state_dict(self) -> dict[str, int]:
+        """Return the place of the next training batch; a checkpoint holds it."""
+        assert self.trainer is not None
+        done = int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        ended = done >= self.trainer.num_training_batches
+        return {"epoch": self.trainer.current_epoch + ended, "batch": 0 if ended else done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._position = state_dict
+
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader("train", shuffle=True)
+        loader = self._loader("train", shuffle=True)
+        sampler: Any = loader.sampler  # worker processes begin to read before the Trainer tells the epoch
+        sampler.epoch, sampler.start = self._position["epoch"], self._position["batch"]
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader("valid", shuffle=False)

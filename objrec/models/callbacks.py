@@ -41,12 +41,14 @@ class History(L.Callback):
         self.path = folder / "metrics.csv"
         self.rows: list[dict[str, float]] = []
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # the epoch is restored by now
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             with self.path.open(newline="") as file:
-                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["epoch"] < trainer.current_epoch]
+                self.rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # the epoch is restored by now
+        self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
@@ -55,6 +57,7 @@ class History(L.Callback):
         self.rows.append({k: round(v, 6) for k, v in row.items()})
         if trainer.is_global_zero:
             self._write()
+            self._write_classes(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and self.rows:
@@ -68,6 +71,16 @@ class History(L.Callback):
             writer.writeheader()
             writer.writerows(self.rows)
         beside.replace(self.path)
+
+    def _write_classes(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        names = trainer.datamodule.class_names
+        with (self.folder / "per_class.csv").open("w", newline="") as file:  # of the last validation
+            csv.writer(file).writerows(
+                [
+                    ("class", "val/acc"),
+                    *((n, round(a, 6)) for n, a in zip(names, pl_module.class_accuracy, strict=True)),
+                ]
+            )
 
 
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:

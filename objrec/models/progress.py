@@ -32,8 +32,8 @@ class Progress(L.Callback):
         self._training = 0.0  # seconds of this epoch without validation
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = time.monotonic()
-        self._steps = 0
+        self._began = self._epoch_began = time.monotonic()  # one that is carried on may begin within an epoch
+        self._steps = self._images = 0
         if self.on_terminal and trainer.is_global_zero:
             self._bar = _bar()
             self._bar.start()

@@ -42,17 +42,15 @@ def summary(card: Any, config: Config, model_dir: Path, test_dir: Path | None) -
     """Return what a person wants to know after a training: how good, where, and what to do next."""
     if model_dir.is_relative_to(Path.cwd()):
         model_dir = model_dir.relative_to(Path.cwd())
-    metrics = {k: v for k, v in card.metrics.items() if "/" in k}
-    lines = [f"best epoch  {card.metrics['epoch'] + 1:.0f} of {config.train.max_epochs}"]
-    lines += [f"{name:<11} {value:.4f}" for name, value in metrics.items()]
-    lines.append(f"model       {model_dir}")
+    told = {"best epoch": f"{card.metrics['epoch'] + 1:.0f} of {config.train.max_epochs}"}
+    told |= {name: f"{value:.4f}" for name, value in card.metrics.items() if "/" in name}
+    told["model"] = str(model_dir)
     pictures = {"metrics": "metrics.csv", "curves": "curves.png", "batch": "batch.png", "lr finder": "lr_finder.png"}
-    lines += [f"{what:<11} {path}" for what, n in pictures.items() if (path := model_dir / "training" / n).is_file()]
-    lines += [
-        f"evaluate    python -m objrec.evaluate model_dir={model_dir} test_dir={test_dir or 'DIR'}",
-        f"predict     python predict.py PICTURE --model {model_dir}",
-    ]
-    return "\n".join(lines)
+    told |= {what: str(path) for what, n in pictures.items() if (path := model_dir / "training" / n).is_file()}
+    told["evaluate"] = f"python -m objrec.evaluate model_dir={model_dir} test_dir={test_dir or 'DIR'}"
+    told["predict"] = f"python predict.py PICTURE --model {model_dir}"
+    width = max(map(len, told))
+    return "\n".join(f"{what:<{width}}  {text}" for what, text in told.items())
 
 
 def data_dirs(config: Config, overrides: Sequence[str], run_dir: Path) -> dict[str, Path]:
