@@ -12,7 +12,8 @@ from pathlib import Path
 
 from objrec.config.load import load_config
 from objrec.sweeps import board, space
-from objrec.sweeps.sweeper import Grid, Sampled, run_here
+from objrec.sweeps.plan import Grid, Sampled
+from objrec.sweeps.sweeper import run_here
 from objrec.sweeps.trial import Result
 
 IDENTITY = "of all these sweeps"

@@ -22,8 +22,9 @@ from objrec.config.load import config_dir, dump, load_config
 from objrec.models.watch import tell_watcher
 from objrec.sweeps import board, job
 from objrec.sweeps.picture import draw
+from objrec.sweeps.plan import Grid, Sampled
 from objrec.sweeps.space import Choice, Interval, check_values, combinations, read_space
-from objrec.sweeps.sweeper import Grid, Sampled, _build_data, _check, _locked, run_there
+from objrec.sweeps.sweeper import _build_data, _check, _locked, run_there
 from objrec.sweeps.trial import Result
 
 SWEEPS = sorted(p.stem for p in (Path(config_dir()) / "sweep").glob("*.yaml"))

@@ -111,13 +111,8 @@ def test_who_watches_a_training_may_end_it(data: Path, tmp_path: Path) -> None:
 def test_the_summary_says_how_good_where_and_what_next(data: Path, tmp_path: Path) -> None:
     card = train(data, tmp_path, "debug=fast_dev_run")
     said = summary(card, load_config([*TINY, "debug=fast_dev_run"]), tmp_path, None)
-    assert said.startswith("best epoch  1 of 1\nval/")
-    for part in (
-        f"model       {tmp_path}\n",
-        "curves.png",
-        f"model_dir={tmp_path} test_dir=DIR",
-        f"--model {tmp_path}",
-    ):
+    assert re.match(r"best epoch +1 of 1\nval/", said)
+    for part in (f" {tmp_path}\n", "curves.png", f"model_dir={tmp_path} test_dir=DIR", f"--model {tmp_path}"):
         assert part in said
 
 
