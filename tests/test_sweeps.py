@@ -24,7 +24,7 @@ from objrec.sweeps import board, job
 from objrec.sweeps.picture import draw
 from objrec.sweeps.plan import Grid, Sampled
 from objrec.sweeps.space import Choice, Interval, check_values, combinations, read_space
-from objrec.sweeps.sweeper import _build_data, _check, _locked, run_there
+from objrec.sweeps.sweeper import _build_data, _check, _identity, _locked, run_there
 from objrec.sweeps.trial import Result
 
 SWEEPS = sorted(p.stem for p in (Path(config_dir()) / "sweep").glob("*.yaml"))
@@ -300,6 +300,22 @@ def test_a_picture_for_any_number_of_keys(tmp_path: Path, count: int) -> None:
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.width > 400
     assert not draw([], "val/acc", keys, tmp_path / "none.png")
+
+
+def test_what_shapes_the_trials_tells_two_sweeps_apart(tmp_path: Path) -> None:
+    data = {"train_dir": tmp_path / "a", "valid_dir": tmp_path / "b"}
+    same = _identity(load_config(), data)
+    for words in (["serve.port=8000"], ["sweep.max_trials=7"], ["runs_dir=elsewhere"], ["optimizer.lr=0.003"]):
+        assert _identity(load_config(words), data) == same
+    assert _identity(load_config(["train.max_epochs=3"]), data) != same
+    assert _identity(load_config(), {**data, "train_dir": tmp_path / "c"}) != same
+    pictures = tmp_path / "x"
+    (pictures / "cat").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(pictures / "cat" / "old.png")
+    given = load_config([f"train_dir={pictures}", f"valid_dir={pictures}"])
+    before = _identity(given, {"train_dir": pictures, "valid_dir": pictures})
+    Image.new("RGB", (4, 4)).save(pictures / "cat" / "new.png")
+    assert _identity(given, {"train_dir": pictures, "valid_dir": pictures}) != before
 
 
 def test_the_data_set_is_built_once_unless_the_trials_change_it(

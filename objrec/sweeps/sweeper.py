@@ -20,9 +20,10 @@ from omegaconf import DictConfig
 from objrec.config.cli import guard
 from objrec.config.compose import config_dir
 from objrec.config.errors import UserError
-from objrec.config.load import dump, load_config
+from objrec.config.load import load_config
 from objrec.config.schema import Config
 from objrec.images.folders import fingerprint
+from objrec.pipeline.keys import settings_read
 from objrec.pipeline.runner import forget_run
 from objrec.sweeps import board, space
 from objrec.sweeps.job import data_dirs
@@ -33,6 +34,7 @@ from objrec.sweeps.trial import Result, Trial
 
 NAME = "hydra_plugins.objrec.TrialSweeper"  # configs/config.yaml; Hydra takes plugins of this namespace only
 OWN = ("run_dir", "force")  # overrides that steer a sweep and mean nothing to a trial
+STEPS = ("ingest", "preprocess", "train")  # whose settings shape a trial
 ATTEMPTS = 2  # of a trial in a launcher whose workers are killed
 
 
@@ -145,10 +147,13 @@ def _build_data(config: Config, fixed: Sequence[str], varied: Iterable[str], fol
 
 def _identity(config: Config, data: Mapping[str, Path] | None) -> str:
     """Hash what shapes every trial alike: settings, and the data set (where a built one lies has its key in it)."""
+    from objrec.steps import load_steps
+
     given = config.train_dir is not None
     dirs = {k: data[k] for k in ("train_dir", "valid_dir")} if data is not None else {}
     places = {k: fingerprint(path) if given else str(path) for k, path in dirs.items()}
-    told = {"settings": dump(config, keyed_only=True), "data": places}
+    settings = {step.name: settings_read(step, config) for step in load_steps(STEPS)}
+    told = {"settings": settings, "data": places}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -180,7 +185,7 @@ def run_there(trials: Plan, launcher: Any, config: Config) -> None:
         try:
             launcher.launch(batch, initial_job_idx=queue[0].number)
         except Exception as error:  # the launcher broke down, as when a worker was killed
-            print(f"the launcher stopped: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"the launcher stopped: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         again: list[Trial] = []
         for trial in queue:
             result = Result.load(trial.folder)
