@@ -57,7 +57,8 @@ class Classifier(L.LightningModule):
                 "lower train.learning_rate, set train.gradient_clip=1, or compute.precision=32"
             )
         self.train_loss.update(loss.detach(), weight=len(targets))
-        self.train_metrics.update(logits.detach(), targets)
+        labels = targets if targets.ndim == 1 else targets.argmax(1)  # of a mixed picture: the class it shows most of
+        self.train_metrics.update(logits.detach(), labels)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         return loss

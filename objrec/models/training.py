@@ -27,7 +27,6 @@ from objrec.config.errors import UserError
 from objrec.config.load import dump
 from objrec.config.schema import Compute, Config
 from objrec.datamodules.image_folder import ImageFolderDataModule
-from objrec.images.folders import fingerprint
 from objrec.images.geometry import Preprocessing
 from objrec.models.backbones import build_backbone, input_constants, load_pretrained, load_weights, read_weights
 from objrec.models.callbacks import AtomicCheckpointIO, History, Reporter
@@ -67,7 +66,7 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = _datamodule(config, train_dir, valid_dir)
     module = _classifier(config, num_classes=len(data.class_names))
-    data_fingerprint = fingerprint(train_dir)
+    data_fingerprint = data.fingerprint
     checkpoints = _checkpoints(model_dir / "training", config, data_fingerprint)
     trainer = make_trainer(config, hardware, model_dir / "training", checkpoints)
     last = checkpoints / "last.ckpt"
@@ -95,6 +94,8 @@ def _datamodule(config: Config, train_dir: Path, valid_dir: Path) -> ImageFolder
         settings=config.datamodule,
         seed=config.seed,
         max_pixels=config.images.max_pixels,
+        fraction=config.train.fraction,
+        cache_dir=Path(config.cache_dir),
     )
 
 
