@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from objrec.config.load import load_config
@@ -25,7 +26,7 @@ def augment(
     targets = torch.arange(len(images)) % 4
     before = images.clone()
     out = BatchAugmentation(settings, fill=FILL, num_classes=4)(
-        images, targets, indices=range(len(images)), epoch=epoch, seed=seed
+        images, targets, indices=np.arange(len(images)), epoch=epoch, seed=seed
     )
     assert torch.equal(images, before), "the pictures of a store may not be written to"
     return out

@@ -34,7 +34,7 @@ class BatchAugmentation:
         self.num_classes = num_classes
 
     def __call__(
-        self, images: Tensor, targets: Tensor, *, indices: Sequence[int], epoch: int, seed: int
+        self, images: Tensor, targets: Tensor, *, indices: Array, epoch: int, seed: int
     ) -> tuple[Tensor, Tensor]:
         """Augment.
 
@@ -70,7 +70,7 @@ class BatchAugmentation:
             return mixer(images, targets, random, alpha=alphas[mixer], num_classes=self.num_classes)
         return images, targets
 
-    def _mirrored(self, random: np.random.Generator, indices: Sequence[int], epoch: int) -> Tensor:
+    def _mirrored(self, random: np.random.Generator, indices: Array, epoch: int) -> Tensor:
         """Which pictures are mirrored.
 
         ``alternate``: half of them, chosen by their index, in the first epoch, the others in the next, and so on: over
@@ -113,7 +113,7 @@ def erase(images: Tensor, random: np.random.Generator, *, share: float, area: Se
     """
     n, _, height, width = images.shape
     chosen = random.random(n) < share
-    pixels = random.uniform(*area, n) * height * width
+    pixels = random.uniform(area[0], area[1], n) * height * width
     aspect = np.exp(random.uniform(np.log(0.3), np.log(10 / 3), n))
     sides = np.stack([np.sqrt(pixels * aspect), np.sqrt(pixels / aspect)]).round()
     sides = np.minimum(sides, [[height], [width]]) * chosen

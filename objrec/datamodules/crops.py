@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -34,21 +33,23 @@ class RandomResizedCrop:
     def boxes(self, count: int, side: int, seed: int) -> npt.NDArray[np.int64]:
         """Return left, top, right, bottom of ``count`` boxes in squares of ``side`` pixels: (count, 4)."""
         random = np.random.default_rng([seed, CROP_STREAM])
-        area = random.uniform(*self.scale, count)
-        aspect = np.exp(random.uniform(*np.log(self.ratio), count))
+        area = random.uniform(self.scale[0], self.scale[1], count)
+        aspect = np.exp(random.uniform(np.log(self.ratio[0]), np.log(self.ratio[1]), count))
         sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)]) * side
         sides = sides.round().clip(1, side).astype(np.int64)
         corners = (random.random((2, count)) * (side - sides + 1)).astype(np.int64)
         return np.concatenate([corners, corners + sides]).T
 
 
-def resize(pixels: Pixels, size: int) -> Pixels:
-    """Resize uint8 (H, W, 3) to (size, size, 3), bilinear and antialiased.
+def resize_into(out: Pixels, pixels: Pixels) -> None:
+    """Resize uint8 (H, W, 3) into ``out``, (size, size, 3): bilinear, antialiased.
 
-    On uint8 and one thread: the fastest of those measured, and it leaves the interpreter lock.
+    It leaves the interpreter lock and uses the calling thread alone. Torch's own operation on uint8 is four times as
+    fast as Pillow's, provided that it reads a view with channels last and writes where the result belongs: what
+    ``torch.nn.functional.interpolate`` allocates and has to be copied again costs more than the resizing.
     """
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    resized = F.interpolate(picture, (size, size), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    if pixels.shape == out.shape:
+        out[:] = pixels
+        return
+    source, target = (torch.from_numpy(a[None]).permute(0, 3, 1, 2) for a in (pixels, out))
+    torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out.shape[:2]), False, None, None, out=target)

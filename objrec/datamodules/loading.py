@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from objrec.config.errors import UserError
-from objrec.datamodules.crops import Pixels, RandomResizedCrop, resize
+from objrec.datamodules.crops import Pixels, RandomResizedCrop, resize_into
 from objrec.datamodules.sampling import Draw
 from objrec.images.geometry import Preprocessing
 
@@ -112,7 +112,7 @@ class PictureBatches(Dataset[Batch]):
                 if boxes is not None:
                     left, top, right, bottom = boxes[place]
                     picture = picture[top:bottom, left:right]
-                pixels[place] = resize(picture, self.size)
+                resize_into(pixels[place], picture)
 
         targets = None if self.targets is None else torch.from_numpy(self.targets[indices])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)

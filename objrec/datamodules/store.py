@@ -26,7 +26,8 @@ Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[range], Pixels]  # indices -> uint8 (N, size, size, 3)
 
 CHUNK_BYTES = 64_000_000  # decoded and written at once
-MAPPED_BYTES = 64_000_000  # read before the pages are let go of again
+MAPPED_BYTES = 64_000_000  # held before the pages are let go of again
+AROUND_BYTES = 131_072  # that the system maps beside those that are read
 
 
 class DecodedStore:
@@ -57,12 +58,12 @@ class DecodedStore:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Any) -> Pixels:
-        self._read += self._pixels[0].nbytes * (1 if np.ndim(index) == 0 else len(index))
+    def __getitem__(self, index: int) -> Pixels:
+        found: Pixels = self._pixels[index]
+        self._read += found.nbytes + AROUND_BYTES
         if self._read > MAPPED_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)  # a page in use elsewhere is read in again: nothing is lost
             self._read = 0
-        found: Pixels = self._pixels[index]
         return found
 
 

@@ -33,6 +33,7 @@ from objrec.models.callbacks import AtomicCheckpointIO, History, Reporter
 from objrec.models.card import ModelCard
 from objrec.models.classifier import Classifier
 from objrec.models.folder import save_model_folder
+from objrec.models.pictures import FirstBatch
 
 SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "train", "seed")
 
@@ -171,7 +172,11 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
     """Build the Trainer of a run from the configuration."""
     limit = config.train.limit_batches
     on_terminal = sys.stderr.isatty()
-    callbacks: list[Any] = [History(training_dir), Reporter(print_epochs=not on_terminal)]
+    callbacks: list[Any] = [
+        History(training_dir),
+        Reporter(print_epochs=not on_terminal),
+        FirstBatch(training_dir / "batch.png"),
+    ]
     if on_terminal:
         callbacks.append(RichProgressBar(leave=True))
     for node in config.callbacks.values():
