@@ -363,7 +363,7 @@ class Azure(Section):
 class Sweep(Section):
     """How trials are chosen and stopped; what is varied stands in ``hydra.sweeper.params`` of the same file."""
 
-    algorithm: Literal["grid", "random", "bayesian"]
+    algorithm: Literal["grid", "random", "bayesian", "optuna"]
     metric: Literal["val/acc", "val/loss"]
     max_trials: Annotated[Int, Field(ge=1)]
     max_concurrent_trials: Annotated[Int, Field(ge=1)]

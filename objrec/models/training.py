@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -35,14 +35,16 @@ from objrec.models.backbones import (
     read_weights,
     takes_any_size,
 )
-from objrec.models.callbacks import AtomicCheckpointIO, History, Reporter
+from objrec.models.callbacks import AtomicCheckpointIO, History
 from objrec.models.card import ModelCard
 from objrec.models.classifier import Classifier
 from objrec.models.finetuning import Freeze
 from objrec.models.folder import save_model_folder
 from objrec.models.hardware import Hardware, choose_hardware, memory_advice
+from objrec.models.loggers import make_loggers
 from objrec.models.losses import ClassificationLoss, balanced_weights
 from objrec.models.pictures import FirstBatch
+from objrec.models.progress import Progress, Watching
 from objrec.models.resizing import ProgressiveResize
 from objrec.models.resume import TERMINATED, Checkpoints, MidEpoch, open_checkpoints
 from objrec.models.trial import find_batch_size, find_learning_rate
@@ -234,14 +236,12 @@ def _write_folder(
 def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpoints: Checkpoints) -> L.Trainer:
     """Build the Trainer of a run from the configuration."""
     limit = config.train.limit_batches
-    on_terminal = sys.stderr.isatty()
     callbacks: list[Any] = [
         History(training_dir),
-        Reporter(print_epochs=not on_terminal),
+        Progress(on_terminal=sys.stderr.isatty()),
+        Watching(),
         FirstBatch(training_dir / "batch.png"),
     ]
-    if on_terminal:
-        callbacks.append(RichProgressBar(leave=True))
     if config.train.ema is not None:
         callbacks.append(MovingAverage(config.train.ema))
     if config.backbone.frozen or config.train.freeze_epochs > 0:
@@ -273,7 +273,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         callbacks=callbacks,
         logger=_loggers(config, training_dir),
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=False,  # ours is among the callbacks
         enable_model_summary=False,
         use_distributed_sampler=False,  # ours knows rank and world
         deterministic="warn" if hardware.accelerator != "cpu" else False,
@@ -338,19 +338,11 @@ def _logits(model: nn.Module, inputs: npt.NDArray[np.float32]) -> Logits:
 
 
 def _loggers(config: Config, training_dir: Path) -> Any:
-    loggers = []
-    for name, node in config.logger.items():
-        if node is not None:
-            options = {k: v for k, v in node.items() if k != "_target_"}
-            if "MLFlow" in node["_target_"]:
-                # inside a cloud job the platform's server and run; elsewhere a database, since MLflow refuses folders
-                database = f"sqlite:///{Path(config.runs_dir).resolve() / 'mlflow.db'}"
-                options.setdefault("tracking_uri", os.environ.get("MLFLOW_TRACKING_URI") or database)
-                options.setdefault("run_id", os.environ.get("MLFLOW_RUN_ID"))
-                Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
-            else:
-                options.setdefault("save_dir", str(training_dir / "logs"))
-            loggers.append(_construct(node["_target_"], options, f"logger.{name}"))
+    loggers = make_loggers(
+        config.logger, training_dir=training_dir, runs_dir=Path(config.runs_dir), construct=_construct
+    )
+    for logger in loggers:
+        logger.log_hyperparams(_as_read(config))
     return loggers or False
 
 
