@@ -39,7 +39,7 @@ def run(overrides: list[str]) -> None:
     """Evaluate and say what was found. Raises UserError for what the user can mend."""
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
-    from objrec.pipeline.command import run_step
+    from objrec.pipeline.command import execute
     from objrec.pipeline.runner import forget_run, new_run_dir, point_latest
     from objrec.steps.evaluate import STEP
 
@@ -52,7 +52,7 @@ def run(overrides: list[str]) -> None:
         "report_dir": config.report_dir or str(Path(run_dir or "") / "report"),
     }
     try:
-        run_step(STEP, [*overrides, *(f"{name}={path}" for name, path in places.items())])
+        execute(STEP, config.model_copy(update=places))
     except UserError:
         if run_dir is not None and config.run_dir is None:
             forget_run(run_dir)

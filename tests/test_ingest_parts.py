@@ -125,7 +125,9 @@ def test_the_store_remembers_outcomes_until_they_may_differ(tmp_path: Path) -> N
         "small": Outcome(candidate=candidate("small"), status="too_small", reason="r"),
     }
     for name, outcome in outcomes.items():
-        store.record(outcome, transient=name == "late")
+        store.record(
+            name, picture=outcome.picture, status=outcome.status, reason=outcome.reason, transient=name == "late"
+        )
     assert all(store.recall(o.candidate, retry_transient=False) == o for o in outcomes.values())
     assert store.recall(candidate("late"), retry_transient=True) is None
     assert store.recall(candidate("new"), retry_transient=False) is None
