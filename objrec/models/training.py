@@ -68,7 +68,9 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
         UserError: settings that cannot be met, data that cannot be used, a loss that is not finite, too little memory.
     """
     _quiet()
-    hardware = choose_hardware(config.compute)
+    with torch.device("meta"):  # its layers, without weights
+        layers = build_backbone(**backbone_options(config), num_classes=2, image_size=config.preprocess.image_size)
+    hardware = choose_hardware(config.compute, layers)
     print(hardware.reason, flush=True)
     data = _datamodule(config, train_dir, valid_dir)
     identity = {**_as_read(config, keyed_only=True), "data": data.fingerprint}
