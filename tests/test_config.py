@@ -22,6 +22,7 @@ NEEDS = {  # what an option cannot do without
     "source=commons": ["ingest.contact=me@example.org"],
     "source=several": ["+source@source.members.openverse=openverse"],  # what source=[...] is turned into
     "experiment=cifar10_cpu": ["source.path=pictures"],
+    "experiment=cifar10_gpu": ["source.path=pictures"],
 }
 
 
