@@ -3,10 +3,10 @@
     python benchmarks/preprocess.py PHOTOS.zip [--rounds 3] [--pictures 120] [--large 12] [--size 224]
 
 ``PHOTOS.zip`` holds photographs of usual web sizes; large ones (12 MP) are made by scaling them up. Every candidate
-runs in two processes, candidates taking turns, each round over all pictures; rates are medians over rounds. PSNR is against
-Pillow's full decoding and bicubic filter on the exact central square. The last line is the step's own function with
-all that it does besides: reading, sha256, header checks, hashes, writing. A candidate that is not installed is left out
-(for all of them: pip install opencv-python-headless). Prints a table for docs/benchmarks-preprocess.md.
+runs in two processes, candidates taking turns, each round over all pictures; rates are medians over rounds. PSNR is
+against Pillow's full decoding and bicubic filter on the exact central square. The last line is the step's own function
+with all that it does besides: reading, sha256, header checks, hashes, writing. A candidate that is not installed is
+left out (for all of them: pip install opencv-python-headless). Prints tables for docs/benchmarks-preprocess.md.
 """
 
 from __future__ import annotations
