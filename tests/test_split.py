@@ -251,6 +251,14 @@ def test_the_fingerprint_is_of_content_alone(raw: Path, tmp_path: Path) -> None:
     assert fingerprint(again) == summary["test"]["fingerprint"]
 
 
+def test_a_class_without_a_usable_picture_is_refused_and_nothing_is_left(raw: Path, tmp_path: Path) -> None:
+    (raw / "eel").mkdir()
+    (raw / "eel" / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"no usable picture of eel \(1 unsupported\)"):
+        preprocess(raw, tmp_path / "out")
+    assert not list((tmp_path / "out" / "train").iterdir())
+
+
 def test_one_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "raw" / "cat").mkdir(parents=True)
     (tmp_path / "raw" / "cat" / "a.png").write_bytes(picture(1))

@@ -30,15 +30,23 @@ def build(config: Config, raw: Path, outputs: Mapping[str, Path]) -> None:
         outputs: ``train_dir``, ``valid_dir``, ``test_dir``: existing folders.
 
     Raises:
-        UserError: fewer than two classes, or a class is too small to be split.
+        UserError: fewer than two classes, a class has no usable picture, or is too small to be split.
     """
-    settings = config.preprocess
     scratch = outputs["train_dir"] / ".crops"  # hidden from whoever lists the folder, and a rename away from its place
     scratch.mkdir()
+    try:
+        _build(config, raw, outputs, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _build(config: Config, raw: Path, outputs: Mapping[str, Path], scratch: Path) -> None:
+    settings = config.preprocess
     selection = select(_crop_all(config, raw, scratch))
-    if not selection.kept:
-        first = "".join(f", as {row['class']}/{row['file']} ({row['reason']})" for row in selection.unusable[:1])
-        raise UserError(f"{raw} has no usable picture{first}: split.json of a smaller run would tell why of each")
+    if empty := selection.empty_classes():
+        told = Counter(row["reason"].split(":")[0] for row in selection.unusable if row["class"] in empty)
+        why = ", ".join(f"{n} {reason}" for reason, n in told.most_common()) or "all are under another class too"
+        raise UserError(f"{raw}: no usable picture of {', '.join(empty)} ({why})")
     assigned = assign_splits(
         selection.kept,
         shares=settings.split,
@@ -53,7 +61,6 @@ def build(config: Config, raw: Path, outputs: Mapping[str, Path]) -> None:
         chosen = [p for p, s in zip(selection.kept, assigned.splits, strict=True) if s == split]
         about = {"image_size": settings.image_size, "leakage": counts, "left_out": left_out}
         write_split(outputs[f"{split}_dir"], chosen, about)
-    shutil.rmtree(scratch)
 
 
 def _crop_all(config: Config, raw: Path, scratch: Path) -> Iterator[tuple[str, str, Path, Crop]]:
