@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from objrec.config.cli import guard, overrides_of, wants_help
+from objrec.config.cli import command, overrides_of
 
 HELP = """Measure a model on labelled pictures: accuracy with its interval, and a report to look at.
 
@@ -28,18 +28,14 @@ NAMED = 5  # unreadable pictures that are named on the terminal; the report name
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if wants_help(arguments):
-        print(HELP)
-        return
-    sys.exit(guard(lambda: run(overrides_of(arguments))))
+    sys.exit(command(HELP, lambda arguments: run(overrides_of(arguments))))
 
 
 def run(overrides: list[str]) -> None:
     """Evaluate and say what was found. Raises UserError for what the user can mend."""
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
-    from objrec.pipeline.command import run_step
+    from objrec.pipeline.command import execute
     from objrec.pipeline.runner import forget_run, new_run_dir, point_latest
     from objrec.steps.evaluate import STEP
 
@@ -52,7 +48,7 @@ def run(overrides: list[str]) -> None:
         "report_dir": config.report_dir or str(Path(run_dir or "") / "report"),
     }
     try:
-        run_step(STEP, [*overrides, *(f"{name}={path}" for name, path in places.items())])
+        execute(STEP, config.model_copy(update=places))
     except UserError:
         if run_dir is not None and config.run_dir is None:
             forget_run(run_dir)

@@ -24,6 +24,14 @@ def _no_bool(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Share = Annotated[Float, Field(ge=0, le=1)]
+
+
+def _count_or_auto(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"should be a whole number of at least 1, or auto, got {value!r}")
+    return value
+
+
 Node = dict[str, Any]  # ``_target_`` and its arguments: what hydra.utils.instantiate takes
 Path = Annotated[str | None, UNKEYED]
 
@@ -135,6 +143,7 @@ class Backbone(Section):
     weights: Path
     small_input: bool
     drop_rate: Annotated[Share, Field(lt=1)]
+    frozen: bool
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -144,28 +153,67 @@ class Backbone(Section):
 
 
 class Augmentation(Section):
-    name: Literal["none", "flip_crop", "shift"]
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
-    ratio: Annotated[list[Float], Field(min_length=2, max_length=2)] | None = None
-    flip: Share | None = None
-    pad: Annotated[Int, Field(ge=0)] | None = None
+    name: Literal["none", "flip_crop", "shift", "trivial", "rand"]
+    scale: Annotated[list[Annotated[Share, Field(gt=0)]], Field(min_length=2, max_length=2)] | None
+    ratio: Annotated[list[Annotated[Float, Field(gt=0)]], Field(min_length=2, max_length=2)] | None
+    pad: Annotated[Int, Field(ge=0)] | None
+    flip: Share | None
+    flip_mode: Literal["random", "alternate"]
+    num_ops: Annotated[Int, Field(ge=1, le=10)] | None
+    magnitude: Annotated[Int, Field(ge=0, le=30)] | None
+    erase: Share
+    erase_area: Annotated[list[Annotated[Share, Field(gt=0)]], Field(min_length=2, max_length=2)]
+    cutout: Annotated[Int, Field(ge=0)]
+    mixup: Annotated[Float, Field(ge=0)]
+    cutmix: Annotated[Float, Field(ge=0)]
+
+    @field_validator("scale", "ratio", "erase_area")
+    @classmethod
+    def _rises(cls, bounds: list[float] | None) -> list[float] | None:
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise ValueError(f"goes from the least to the largest, got {bounds}")
+        return bounds
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        needs = {"flip_crop": ("scale", "ratio"), "shift": ("pad",), "rand": ("num_ops", "magnitude")}
+        if missing := [key for key in needs.get(self.name, ()) if getattr(self, key) is None]:
+            raise ValueError(f"name={self.name} needs {', '.join(missing)}: augmentation={self.name} sets them")
+        return self
 
 
 class Train(Section):
     max_epochs: Annotated[Int, Field(ge=1)]
-    batch_size: Annotated[Int, Field(ge=1)]
+    batch_size: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
+    memory_limit: Annotated[Int, Field(ge=1)] | None
+    accumulate: Annotated[Int, Field(ge=1)]
     learning_rate: Annotated[Float, Field(gt=0)]
+    find_lr: bool
+    layer_decay: Annotated[Float, Field(gt=0, le=1)] | None
+    decay_norms: bool
     momentum: Annotated[Share, Field(lt=1)]
+    loss: Literal["cross_entropy", "focal"]
+    focal_gamma: Annotated[Float, Field(ge=0)]
+    class_weights: Literal["none", "balanced"]
     label_smoothing: Annotated[Share, Field(lt=1)]
+    freeze_epochs: Annotated[Int, Field(ge=0)]
+    ema: Annotated[Share, Field(lt=1)] | None
+    progressive_resize: Annotated[Float, Field(gt=0, lt=1)] | None
     gradient_clip: Annotated[Float, Field(gt=0)] | None
+    resume: Annotated[Literal["auto", "never"], UNKEYED]
+    checkpoint_minutes: Annotated[Float, Field(gt=0), UNKEYED] | None
     log_every_n_steps: Annotated[Int, Field(ge=1), UNKEYED]
     limit_batches: Annotated[Int, Field(ge=1)] | None
+    fraction: Annotated[Share, Field(gt=0)]
 
 
 class DataModule(Section):
-    cache: Annotated[Literal["auto", "memory", "off"], UNKEYED]
+    cache: Annotated[Literal["auto", "memory", "disk", "off"], UNKEYED]
     cache_limit: Annotated[Int, Field(ge=0), UNKEYED]
-    num_workers: Annotated[Int, Field(ge=0), UNKEYED]
+    disk_limit: Annotated[Int, Field(ge=0), UNKEYED]
+    store_size: Annotated[Int, Field(ge=8, le=4096)] | None
+    sampler: Literal["shuffle", "balanced"]
+    num_workers: Annotated[Annotated[Int, Field(ge=0)] | Literal["auto"], UNKEYED]
 
 
 class Compute(Section):
@@ -174,6 +222,7 @@ class Compute(Section):
     num_nodes: Annotated[Int, Field(ge=1)]
     precision: Literal["auto", "32", "bf16-mixed", "16-mixed"]
     compile: bool
+    sync_batchnorm: bool
     runtime: Literal["auto", "onnxruntime", "torch"]
 
     @field_validator("precision", mode="before")
@@ -317,7 +366,7 @@ class Azure(Section):
 class Sweep(Section):
     """How trials are chosen and stopped; what is varied stands in ``hydra.sweeper.params`` of the same file."""
 
-    algorithm: Literal["grid", "random", "bayesian"]
+    algorithm: Literal["grid", "random", "bayesian", "optuna"]
     metric: Literal["val/acc", "val/loss"]
     max_trials: Annotated[Int, Field(ge=1)]
     max_concurrent_trials: Annotated[Int, Field(ge=1)]
@@ -395,7 +444,12 @@ class Config(Section):
                 "ingest.contact: source=commons needs an address or a URL of yours, which Wikimedia requires in the "
                 "User-Agent: ingest.contact=me@example.org"
             )
-        monitored = {"val/acc", "val/loss", "train/loss"}
+        if not self.backbone.frozen and self.train.freeze_epochs >= self.train.max_epochs:
+            problems.append(
+                f"train.freeze_epochs={self.train.freeze_epochs} leaves no epoch of {self.train.max_epochs} to train "
+                "more than the head; for that, backbone.frozen=true"
+            )
+        monitored = {"val/acc", "val/loss", "val/f1", "val/ece", "train/loss", "train/acc"}
         for where, node in [("scheduler", self.scheduler), *((f"callbacks.{k}", v) for k, v in self.callbacks.items())]:
             if node and (monitor := node.get("monitor")) is not None and monitor not in monitored:
                 from objrec.config.errors import did_you_mean

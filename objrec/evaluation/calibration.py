@@ -77,7 +77,7 @@ def reliability(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 
     edges = np.linspace(0, 1, bins + 1)
     index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     found = []
-    for i in np.unique(index):
+    for i in np.flatnonzero(np.bincount(index)):  # np.unique would import numpy.ma first, 0.1 s
         inside = index == i
         found.append(
             Bin(

@@ -26,7 +26,7 @@ def suspects(p: Predictions) -> list[dict[str, Any]]:
     readable = np.flatnonzero(p.outcome.readable)
     probabilities, targets = p.probabilities[readable], p.outcome.targets[readable]
     usual = np.full(probabilities.shape[1], np.inf)  # a class without pictures has no usual probability
-    for c in np.unique(targets):
+    for c in np.flatnonzero(np.bincount(targets)):
         usual[c] = probabilities[targets == c, c].mean()
     eligible = np.where(probabilities >= usual, probabilities, -1.0)
     counts_as = eligible.argmax(axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import math
 import time
@@ -10,13 +11,12 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from objrec.images.decode import ImageError
 from objrec.ingest.download import Downloader, FetchError
-from objrec.ingest.examine import examine
-from objrec.ingest.selection import Outcome, Selection, file_of
+from objrec.ingest.pool import ExaminerDied, ExaminerPool
+from objrec.ingest.selection import Outcome, Selection
 from objrec.ingest.store import Store
 from objrec.sources.base import Candidate, LocalSource, Source, SourceStopped
 from objrec.sources.licenses import code_of
@@ -69,37 +69,45 @@ class Acquire(Protocol):
 
 
 class LocalAcquire:
-    """Reads from the source itself; good pictures go below ``target``, also some that are not kept in the end."""
+    """Reads from the source itself; good pictures go to the data set, also some that are not kept in the end.
 
-    def __init__(self, source: LocalSource, demands: Demands, target: Path, pool: Executor) -> None:
-        self._source, self._demands, self._target, self._pool = source, demands, target, pool
+    Args:
+        threads: read from the source.
+    """
+
+    def __init__(self, source: LocalSource, demands: Demands, examiners: ExaminerPool, threads: Executor) -> None:
+        self._source, self._demands, self._examiners, self._threads = source, demands, examiners, threads
         self.ahead = False
 
     async def __call__(self, candidate: Candidate) -> Outcome:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._acquire, candidate)
-
-    def _acquire(self, candidate: Candidate) -> Outcome:
         demands = self._demands
         if refused := demands.refusal(candidate):
             return Outcome(candidate=candidate, status=refused[0], reason=refused[1])
+        read = functools.partial(self._source.read, candidate, max_bytes=demands.max_bytes)
         try:
-            data = self._source.read(candidate, max_bytes=demands.max_bytes)
-            picture = examine(data, max_pixels=demands.max_pixels, min_size=demands.min_size)
+            data = await asyncio.get_running_loop().run_in_executor(self._threads, read)
+            picture = await self._examiners.examine("target", candidate.class_name, data)
         except ImageError as error:
             return Outcome(candidate=candidate, status=error.status, reason=error.reason)
+        except ExaminerDied as died:
+            return Outcome(candidate=candidate, status="corrupt", reason=str(died))
         if demands.excludes(picture.sha256):
             return Outcome(candidate=candidate, status="excluded", reason="listed in ingest.exclude")
-        (self._target / file_of(candidate.class_name, picture)).write_bytes(data)
         return Outcome(candidate=candidate, picture=picture, exact=True)
 
 
 class WebAcquire:
-    """Downloads, unless the store knows what came of the URL."""
+    """Downloads, unless the store knows what came of the URL.
+
+    Args:
+        examiners: their store is this one.
+        refresh: what failed for a passing reason is tried again.
+    """
 
     def __init__(
-        self, downloader: Downloader, store: Store, demands: Demands, pool: Executor, *, refresh: bool
+        self, downloader: Downloader, store: Store, demands: Demands, examiners: ExaminerPool, *, refresh: bool
     ) -> None:
-        self._downloader, self._store, self._demands, self._pool = downloader, store, demands, pool
+        self._downloader, self._store, self._demands, self._examiners = downloader, store, demands, examiners
         self._refresh = refresh
         self.ahead = True
         self._running: dict[str, asyncio.Task[Outcome]] = {}
@@ -124,32 +132,26 @@ class WebAcquire:
 
     async def _fetch(self, candidate: Candidate) -> Outcome:
         known = self._store.recall(candidate, retry_transient=self._refresh)
-        loop = asyncio.get_running_loop()
         if known is not None:
             picture = known.picture
             if picture is None or self._demands.excludes(picture.sha256):
                 return known
-            if await loop.run_in_executor(self._pool, self._store.has, picture.sha256):
+            if await asyncio.to_thread(self._store.has, picture.sha256):
                 return known
+        await self._examiners.room()
         try:
             data = await self._downloader.fetch(candidate.url)
-        except FetchError as error:
-            outcome = Outcome(candidate=candidate, status=error.status, reason=error.reason)
-            self._store.record(outcome, transient=error.transient)
-            return outcome
-        return await loop.run_in_executor(self._pool, self._keep, candidate, data)
-
-    def _keep(self, candidate: Candidate, data: bytes) -> Outcome:
-        """Examine a download and record what came of it; in a thread."""
-        try:
-            picture = examine(data, max_pixels=self._demands.max_pixels, min_size=self._demands.min_size)
+            picture = await self._examiners.examine("store", candidate.url, data)  # which records what came of it
         except ImageError as error:
-            outcome = Outcome(candidate=candidate, status=error.status, reason=error.reason)
+            return Outcome(candidate=candidate, status=error.status, reason=error.reason)
+        except FetchError as error:
+            status, reason, transient = error.status, error.reason, error.transient
+        except ExaminerDied as died:
+            status, reason, transient = "corrupt", str(died), True
         else:
-            self._store.write(picture.sha256, data)
-            outcome = Outcome(candidate=candidate, picture=picture)
-        self._store.record(outcome)
-        return outcome
+            return Outcome(candidate=candidate, picture=picture)
+        self._store.record(candidate.url, status=status, reason=reason, transient=transient)
+        return Outcome(candidate=candidate, status=status, reason=reason)
 
     def _judge(self, outcome: Outcome) -> Outcome:
         """Apply what may have changed since a picture was fetched."""
@@ -245,9 +247,10 @@ class Collector:
                     await self._launch(state, queue, spare=0.0)
                     if not queue:
                         return
-                    done, _ = await asyncio.wait([queue[0].task], timeout=PATIENCE)
-                    if not done and queue[-1].offer[1].ahead:
-                        await self._launch(state, queue, spare=self._failed_share(state.name))
+                    if not queue[0].task.done():
+                        done, _ = await asyncio.wait([queue[0].task], timeout=PATIENCE)
+                        if not done and queue[-1].offer[1].ahead:
+                            await self._launch(state, queue, spare=self._failed_share(state.name))
                     self._selection.add(await queue[0].task)
                     queue.popleft()
                     self._progress(state.name)
@@ -269,8 +272,8 @@ class Collector:
         """Begin as many as are missing, and a share more: the replacements for those that may fail."""
         missing = self._selection.missing(state.name)
         room = min(missing + math.ceil(missing * spare), self._window) - len(queue)
-        if room <= 0 or state.exhausted:
-            return
+        if room <= 0 or state.exhausted or (missing > room and len(queue) > 0.8 * self._window):
+            return  # a full window is filled up in strides: each takes a thread
         loop = asyncio.get_running_loop()
         offered = await loop.run_in_executor(self._threads, lambda: list(itertools.islice(state.offers, room)))
         state.exhausted = len(offered) < room

@@ -15,11 +15,12 @@ from typing import Any
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
 from objrec.ingest.collect import Acquire, Collector, Demands, LocalAcquire, offers_of
+from objrec.ingest.pool import ExaminerPool
 from objrec.ingest.progress import Progress, yield_table
 from objrec.ingest.report import write_attribution, write_report
 from objrec.ingest.selection import Selection, file_of
 from objrec.ingest.store import Store
-from objrec.ingest.web import Web
+from objrec.ingest.web import Web, setup_of
 from objrec.pipeline.progress import note
 from objrec.sources.base import LocalSource, Source
 from objrec.sources.build import build_sources, nodes_of, uses_web
@@ -50,9 +51,9 @@ async def _collect(
     settings = config.ingest
     context: dict[str, Any] = {"seed": config.seed} | ({} if source_path is None else {"path": source_path})
     async with AsyncExitStack() as stack:
-        # decoding and file access release the interpreter lock, so threads fill the machine
-        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        web = await stack.enter_async_context(Web(config, pool)) if uses_web(config.source) else None
+        threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        examiners = await stack.enter_async_context(ExaminerPool(setup_of(config, target)))
+        web = await stack.enter_async_context(Web(config, examiners)) if uses_web(config.source) else None
         if web is not None:
             context |= {"api": web.api, "contact": settings.contact}
         sources = build_sources(config.source, **context)
@@ -68,25 +69,27 @@ async def _collect(
                 notes.append(told)
                 progress.note(f"ingest: {told}")
 
-        ways = list(_ways(sources, _demands(config, sources), target, web, pool))
+        ways = list(_ways(sources, _demands(config, sources), web, examiners, threads))
         offers = {name: offers_of(name, ways, stopped) for name in class_names}
         collector = Collector(selection, offers, class_timeout=settings.class_timeout, progress=progress)
         for name in sorted(await collector.run()):
             stopped_at = f"class {name} stopped: ingest.class_timeout={settings.class_timeout:g} s is over"
             notes.append(stopped_at)
             progress.note(f"ingest: {stopped_at}")
-        pool.shutdown(wait=True, cancel_futures=True)  # a class that ended early may have left a thread writing
+        if web is not None:
+            await web.settle()
+        await examiners.close()  # a class that ended early may have left a picture being written
         _place(selection, target, web.store if web else None)
     return selection, class_names, notes
 
 
 def _ways(
-    sources: Sequence[Source], demands: Demands, target: Path, web: Web | None, pool: Executor
+    sources: Sequence[Source], demands: Demands, web: Web | None, examiners: ExaminerPool, threads: Executor
 ) -> Iterator[tuple[Source, Acquire]]:
     """Pair each source with what gets its pictures."""
     for source in sources:
         if isinstance(source, LocalSource):
-            yield source, LocalAcquire(source, demands, target, pool)
+            yield source, LocalAcquire(source, demands, examiners, threads)
         else:
             assert web is not None
             yield web.remembering(source), web.acquire(demands)

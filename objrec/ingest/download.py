@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Self
+from urllib.request import getproxies
 
 import aiohttp
 from yarl import URL
@@ -115,7 +116,7 @@ class Downloader:
         self._session = aiohttp.ClientSession(
             connector=connector,
             auto_decompress=False,  # inflated here, up to a limit
-            trust_env=True,
+            trust_env=bool(getproxies()),  # else every request would look for a .netrc, in a thread
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self.user_agent, "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None),

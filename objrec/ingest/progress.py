@@ -13,6 +13,7 @@ from objrec.pipeline import progress as pipeline
 
 LINE_EVERY: Final = 10.0  # seconds between lines where there is no terminal
 DRAW_EVERY: Final = 0.2
+REPORT_EVERY: Final = 0.05
 RATE_OVER: Final = 20  # decisions that the rate is taken over
 
 
@@ -28,7 +29,7 @@ class Progress:
         self._times: dict[str, deque[float]] = {n: deque(maxlen=RATE_OVER) for n in class_names}
         self._all: deque[float] = deque(maxlen=200)
         self._live: Any = None
-        self._shown = time.monotonic()
+        self._shown = self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -48,6 +49,9 @@ class Progress:
         now = time.monotonic()
         self._times[class_name].append(now)
         self._all.append(now)
+        if now - self._told < REPORT_EVERY and self._selection.missing(class_name):
+            return
+        self._told = now
         kept = sum(map(self._selection.kept, self._names))
         pipeline.report(kept, self._wanted * len(self._names), f"pictures, {_rate(self._all, now)}")
         if self._live is not None and now - self._shown > DRAW_EVERY:

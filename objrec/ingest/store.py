@@ -34,8 +34,8 @@ LIMITED = ("too_small", "too_large")  # statuses that another limit may change
 class Store:
     """A folder with an SQLite file and the pictures. Safe against SIGKILL at any moment, and for several processes.
 
-    A picture is in place before its outcome is recorded, and checked against its hash before it is used again.
-    Methods may be called from any thread.
+    The outcome of a picture is to be recorded before the picture is written, so that one which is there whole is never
+    fetched again; and a picture is checked against its hash before it is used. Methods may be called from any thread.
 
     Args:
         folder: made when absent.
@@ -102,15 +102,23 @@ class Store:
         """Delete a picture that was taken down."""
         self.path(sha256).unlink(missing_ok=True)
 
-    def record(self, outcome: Outcome, *, transient: bool = False) -> None:
+    def record(
+        self,
+        url: str,
+        *,
+        picture: Picture | None = None,
+        status: str = "ok",
+        reason: str | None = None,
+        transient: bool = False,
+    ) -> None:
         """Remember what came of a URL."""
-        p = outcome.picture
+        p = picture
         values = (
             (p.sha256, p.size, p.width, p.height, p.extension, f"{p.rows:x}", f"{p.columns:x}") if p else (None,) * 7
         )
         self._execute(
             "insert or replace into outcomes values (?,?,?,?,?,?,?,?,?,?,?,?)",
-            (outcome.candidate.url, outcome.status, outcome.reason, transient, self._limits, *values),
+            (url, status, reason, transient, self._limits, *values),
         )
 
     def recall(self, candidate: Candidate, *, retry_transient: bool) -> Outcome | None:

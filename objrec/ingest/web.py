@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +14,8 @@ from objrec.config.schema import Config
 from objrec.ingest.api import StoredApi
 from objrec.ingest.collect import Demands, WebAcquire
 from objrec.ingest.download import Downloader, Limits
+from objrec.ingest.examiner import Setup
+from objrec.ingest.pool import ExaminerPool
 from objrec.ingest.store import Store
 from objrec.sources.base import Candidate, Source
 from objrec.sources.build import host_limits
@@ -24,12 +25,12 @@ class Web:
     """Use as an async context manager.
 
     Args:
-        pool: examines pictures.
+        examiners: of ``setup_of(config, ...)``.
     """
 
-    def __init__(self, config: Config, pool: Executor) -> None:
+    def __init__(self, config: Config, examiners: ExaminerPool) -> None:
         settings = config.ingest
-        self._refresh, self._pool = settings.refresh, pool
+        self._refresh, self._examiners = settings.refresh, examiners
         limits = Limits(
             timeout=settings.timeout,
             max_bytes=settings.max_bytes,
@@ -42,8 +43,8 @@ class Web:
             allow_private_addresses=settings.allow_private_addresses,
         )
         self._downloader = Downloader(limits, contact=settings.contact, host_limits=host_limits(config.source))
-        sizes = f"{config.images.max_pixels}/{settings.max_bytes}/{settings.min_size}"
-        self.store = Store(Path(config.cache_dir) / "downloads", limits=sizes)
+        folder, sizes = _store_of(config)
+        self.store = Store(folder, limits=sizes)
         identity = json.dumps([dump(config.source), config.source.endpoint], sort_keys=True, default=str)
         self._identity = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self._acquires: list[WebAcquire] = []
@@ -56,13 +57,17 @@ class Web:
 
     async def __aexit__(self, *_: object) -> None:
         self.api.close()
-        await asyncio.gather(*(a.cancel() for a in self._acquires))
+        await self.settle()
         await self._downloader.__aexit__()
         self.store.close()
 
+    async def settle(self) -> None:
+        """End what is being downloaded and wanted by nobody."""
+        await asyncio.gather(*(a.cancel() for a in self._acquires))
+
     def acquire(self, demands: Demands) -> WebAcquire:
         """Return what downloads the candidates."""
-        made = WebAcquire(self._downloader, self.store, demands, self._pool, refresh=self._refresh)
+        made = WebAcquire(self._downloader, self.store, demands, self._examiners, refresh=self._refresh)
         self._acquires.append(made)
         return made
 
@@ -75,6 +80,24 @@ class Web:
         if source.class_names() is not None:
             return source
         return _Remembering(source, self.store, f"{self._identity}/{source.name}")
+
+
+def setup_of(config: Config, target: Path) -> Setup:
+    """What the examiners of a run work by."""
+    folder, limits = _store_of(config)
+    return Setup(
+        max_pixels=config.images.max_pixels,
+        min_size=config.ingest.min_size,
+        target=str(target),
+        store=str(folder),
+        limits=limits,
+    )
+
+
+def _store_of(config: Config) -> tuple[Path, str]:
+    """Folder and limits of the store."""
+    limits = f"{config.images.max_pixels}/{config.ingest.max_bytes}/{config.ingest.min_size}"
+    return Path(config.cache_dir) / "downloads", limits
 
 
 class _Remembering:

@@ -37,6 +37,12 @@ def build_backbone(
     return model
 
 
+def takes_any_size(name: str) -> bool:
+    """Whether the model called ``name`` takes pictures of any size."""
+    default = timm.get_pretrained_cfg(name)
+    return default is None or not default.fixed_input_size
+
+
 def input_constants(name: str) -> tuple[list[float], list[float]]:
     """Return the mean and std per RGB channel that timm's weights for ``name`` were trained with."""
     default = timm.get_pretrained_cfg(name)

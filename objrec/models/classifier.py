@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,19 +11,30 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import get_class
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from objrec.config.errors import UserError
+from objrec.datamodules.sampling import InOrder
+from objrec.models.finetuning import Freeze, parameter_groups
+from objrec.models.resizing import ProgressiveResize
+
+FINITE_EVERY = 50  # steps between two looks at the loss where a look waits for the accelerator
 
 
 class Classifier(L.LightningModule):
     """Train a backbone on labelled pictures.
 
+    Logged at the end of an epoch: ``train/loss``, ``train/acc`` (of the augmented pictures, while the weights move),
+    ``val/loss`` (cross-entropy), ``val/acc``, ``val/f1`` (macro), ``val/ece`` (expected calibration error, 15 bins).
+    What a step draws at random is a function of seed, epoch, batch and process, so that a resumed step draws the same.
+
     Args:
         model: maps float (N, 3, H, W) to logits (N, classes).
+        loss: maps logits (N, classes) and targets, int64 (N,) or float (N, classes), to a scalar.
         optimizer, scheduler: config nodes; see ``configs/optimizer`` and ``configs/scheduler``.
-        label_smoothing: in [0, 1) (Szegedy et al., 2016).
+        layer_decay, decay_norms: see ``parameter_groups``.
+        resize: of training batches, or None.
     """
 
     def __init__(
@@ -30,54 +42,158 @@ class Classifier(L.LightningModule):
         *,
         model: nn.Module,
         num_classes: int,
+        loss: nn.Module,
         optimizer: Mapping[str, Any],
         scheduler: Mapping[str, Any],
-        label_smoothing: float,
+        layer_decay: float | None = None,
+        decay_norms: bool = False,
+        resize: ProgressiveResize | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.loss = model, loss
         self.optimizer_node, self.scheduler_node = dict(optimizer), dict(scheduler)
-        self.label_smoothing = label_smoothing
-        metrics = MetricCollection({"acc": MulticlassAccuracy(num_classes, average="micro")})
-        self.train_metrics = metrics.clone(prefix="train/")
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.layer_decay, self.decay_norms = layer_decay, decay_norms
+        self.resize = resize
+        self.seed = seed
+        options: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
+        self.val_metrics = MetricCollection(
+            {
+                "acc": MulticlassAccuracy(average="micro", **options),
+                "f1": MulticlassF1Score(average="macro", **options),
+                "per_class": MulticlassAccuracy(average="none", **options),
+                "ece": MulticlassCalibrationError(n_bins=15, **options),
+            },
+            prefix="val/",
+        )
+        self.class_accuracy: list[float] = []  # of the last validation
+        # (sum of losses, right answers, pictures) of this epoch, and the first step whose loss was not finite: on the
+        # device, so that no step waits for it
+        self._train, self._val = torch.zeros(3), torch.zeros(3)
+        self._bad_step = torch.tensor(torch.inf)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float (N, 3, H, W) to logits (N, classes)."""
         return self.model(images)  # type: ignore[no-any-return]
 
+    def on_fit_start(self) -> None:
+        self._train, self._val = self._train.to(self.device), self._val.to(self.device)
+        self._bad_step = self._bad_step.to(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        place = f"{self.seed} {self.current_epoch} {batch_idx} {self.global_rank}"
+        digest = hashlib.blake2b(place.encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest) >> 1)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
+        if self.resize is not None:
+            images = self.resize(images, self.current_epoch)
         logits = self(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        if not torch.isfinite(loss):
+        loss: Tensor = self.loss(logits, targets)
+        with torch.no_grad():
+            hard = targets if targets.ndim == 1 else targets.argmax(dim=1)
+            right = (logits.argmax(dim=1) == hard).sum()
+            count = torch.full_like(right, len(hard))
+            self._train += torch.stack([loss.float() * len(hard), right, count])
+            step = torch.full_like(self._bad_step, self.global_step)
+            self._bad_step = torch.where(loss.isfinite(), self._bad_step, torch.minimum(self._bad_step, step))
+        if loss.device.type == "cpu" or batch_idx % FINITE_EVERY == 0:
+            self.check_finite()
+        return loss
+
+    def check_finite(self) -> None:
+        """Raise UserError when a loss since the start was not finite."""
+        if (step := self._bad_step.item()) != torch.inf:
             raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): "
+                f"the loss is not finite at step {step:.0f} (epoch {self.current_epoch}): "
                 "lower train.learning_rate, set train.gradient_clip=1, or compute.precision=32"
             )
-        self.train_loss.update(loss.detach(), weight=len(targets))
-        self.train_metrics.update(logits.detach(), targets)
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
-        self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
-        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self._train.zero_()
+
+    def on_validation_epoch_start(self) -> None:
+        self._val.zero_()
+        self.check_finite()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, targets = batch
-        logits = self(images)
-        self.val_loss.update(F.cross_entropy(logits.float(), targets), weight=len(targets))
+        logits = self(images).float()
+        if self.trainer.world_size > 1:
+            own = self._own(batch_idx, len(targets))
+            logits, targets = logits[own], targets[own]
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        self._val += torch.stack([loss, torch.zeros_like(loss), torch.full_like(loss, len(targets))])
         self.val_metrics.update(logits, targets)
-        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
-        self.log_dict(self.val_metrics, on_step=False, on_epoch=True, prog_bar=True)
+
+    def _own(self, batch_idx: int, size: int) -> Tensor:
+        """Tell which pictures of this process's batch are no repeats of another's: see ``InOrder``."""
+        data: Any = self.trainer.datamodule
+        count = len(data.listings["valid"].names)
+        order = InOrder(count, data.batch_size, rank=self.global_rank, world=self.trainer.world_size)
+        first = order.range.start + batch_idx * data.batch_size
+        return torch.arange(first, first + size, device=self.device) >= order.own
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch: here, since callbacks look before the module's own end of the epoch comes."""
+        train, val = (
+            self.trainer.strategy.reduce(t.clone(), reduce_op="sum").tolist() for t in (self._train, self._val)
+        )
+        metrics = self.val_metrics.compute()
+        self.val_metrics.reset()
+        self.class_accuracy = metrics.pop("val/per_class").tolist()
+        if train[2]:
+            metrics |= {"train/loss": train[0] / train[2], "train/acc": train[1] / train[2]}
+        metrics["val/loss"] = val[0] / val[2]
+        for name, value in metrics.items():
+            self.log(name, value, prog_bar=name in ("train/loss", "val/loss", "val/acc"), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()  # nothing is carried on from weights that are lost
+        checkpoint["train_totals"] = self._train.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._train = checkpoint["train_totals"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients here: Lightning refuses to where the optimizer is a fused one."""
+        if gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Create the optimizer with its parameter groups. Raises UserError."""
+        node = dict(self.optimizer_node)
+        if self._trainer is not None and "fused" in node:
+            thaws = any(isinstance(c, Freeze) and c.epochs is not None for c in self.trainer.callbacks)
+            # it would undo the scaling of gradients itself, after they were clipped; and torch's fused SGD fails when
+            # some parameters have momentum already and others not yet
+            node["fused"] = node["fused"] and self.trainer.precision != "16-mixed" and not thaws
+        groups = parameter_groups(
+            self.model,
+            lr=node["lr"],
+            weight_decay=node.get("weight_decay"),
+            layer_decay=self.layer_decay,
+            decay_norms=self.decay_norms,
+        )
+        return _create(node, "optimizer", groups)  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
-        optimizer = _create(self.optimizer_node, "optimizer", self.parameters())
+        optimizer = self.make_optimizer()
         options = dict(self.scheduler_node)
         interval, monitor = options.pop("interval"), options.pop("monitor")
         total = int(self.trainer.estimated_stepping_batches)
         target = options["_target_"]
         if options.get("total_steps") == "auto" or target.endswith("CosineWarmup"):
             options["total_steps"] = total
+        if "max_lr" in options:
+            scale = options["max_lr"] / self.optimizer_node["lr"]
+            options["max_lr"] = [group["lr"] * scale for group in optimizer.param_groups]
         scheduler = _create(options, "scheduler", optimizer)
         entry = {"scheduler": scheduler, "interval": interval, **({"monitor": monitor} if monitor else {})}
         return {"optimizer": optimizer, "lr_scheduler": entry}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +17,39 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from objrec.config.errors import UserError
 from objrec.config.load import dump
-from objrec.config.schema import Compute, Config
+from objrec.config.schema import Config
 from objrec.datamodules.image_folder import ImageFolderDataModule
-from objrec.images.folders import fingerprint
 from objrec.images.geometry import Preprocessing
-from objrec.models.backbones import build_backbone, input_constants, load_pretrained, load_weights, read_weights
-from objrec.models.callbacks import AtomicCheckpointIO, History, Reporter
+from objrec.models.averaging import MovingAverage
+from objrec.models.backbones import (
+    build_backbone,
+    input_constants,
+    load_pretrained,
+    load_weights,
+    read_weights,
+    takes_any_size,
+)
+from objrec.models.callbacks import AtomicCheckpointIO, History
 from objrec.models.card import ModelCard
 from objrec.models.classifier import Classifier
+from objrec.models.finetuning import Freeze
 from objrec.models.folder import save_model_folder
+from objrec.models.hardware import Hardware, choose_hardware, memory_advice
+from objrec.models.loggers import make_loggers
+from objrec.models.losses import ClassificationLoss, balanced_weights
+from objrec.models.pictures import FirstBatch
+from objrec.models.progress import Progress, Watching
+from objrec.models.resizing import ProgressiveResize
+from objrec.models.resume import TERMINATED, Checkpoints, MidEpoch, open_checkpoints
+from objrec.models.trial import find_batch_size, find_learning_rate
 
-SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "train", "seed")
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What the Trainer is told, and a line that says why."""
-
-    accelerator: str
-    precision: str
-    reason: str
+SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "datamodule", "train", "seed")
 
 
 Pixels = npt.NDArray[np.uint8]
@@ -56,32 +61,104 @@ Calibrate = Callable[[Logits, npt.NDArray[np.int64], Callable[[Pixels], Logits]]
 def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, calibrate: Calibrate) -> ModelCard:
     """Train on ``train_dir``, choose the best epoch on ``valid_dir``, write ``model_dir``.
 
-    An interrupted training of the same settings and data that left checkpoints in ``model_dir`` is carried on.
+    An interrupted training of the same settings and data that left checkpoints in ``model_dir`` is carried on. SIGTERM
+    writes a checkpoint and exits with status 143.
 
     Raises:
-        UserError: settings that cannot be met, data that cannot be used, a loss that is not finite.
+        UserError: settings that cannot be met, data that cannot be used, a loss that is not finite, too little memory.
     """
     _quiet()
-    hardware = choose_hardware(config.compute)
+    with torch.device("meta"):  # its layers, without weights
+        layers = build_backbone(**backbone_options(config), num_classes=2, image_size=config.preprocess.image_size)
+    hardware = choose_hardware(config.compute, layers)
     print(hardware.reason, flush=True)
-    L.seed_everything(config.seed, workers=True, verbose=False)
     data = _datamodule(config, train_dir, valid_dir)
-    module = _classifier(config, num_classes=len(data.class_names))
-    data_fingerprint = fingerprint(train_dir)
-    checkpoints = _checkpoints(model_dir / "training", config, data_fingerprint)
-    trainer = make_trainer(config, hardware, model_dir / "training", checkpoints)
-    last = checkpoints / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    identity = {**_as_read(config, keyed_only=True), "data": data.fingerprint}
+    training_dir = model_dir / "training"
+    checkpoints = open_checkpoints(training_dir, identity, config.train.resume)
+    if checkpoints.last.is_file():
+        print(f"carrying on from {checkpoints.last}", flush=True)
+    settled = _settle(config, hardware, data, checkpoints)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    module = _classifier(config, data, settled)
+    trainer = make_trainer(config, hardware, training_dir, checkpoints)
+    try:
+        with memory_advice(settled.batch_size):
+            last = checkpoints.last
+            trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except SIGTERMException:
+        print(f"terminated after step {trainer.global_step}; started again, the training carries on", flush=True)
+        sys.exit(TERMINATED)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if trainer.is_global_zero:  # of several processes the first writes the folder
+        data.trainer = None  # from here on it gives all validation pictures, not one process's share
         metrics = _take_best(trainer, module)
-        _write_folder(config, module, data, calibrate, model_dir, metrics, data_fingerprint)
-        shutil.rmtree(checkpoints)  # the best weights are in the folder now; a finished training needs no other
+        _write_folder(config, settled, module, data, calibrate, model_dir, metrics)
+        checkpoints.remove()  # the best weights are in the folder now; a finished training needs no other
     trainer.strategy.barrier("the model folder is written")
     if not trainer.is_global_zero:
         sys.exit(0)  # what follows a training, moving its output into place, is for one process too
     return ModelCard.load(model_dir)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the configuration leaves to be measured, or its own values."""
+
+    batch_size: int
+    learning_rate: float
+
+    def nodes(self, config: Config) -> dict[str, dict[str, Any]]:
+        """Return the optimizer and the scheduler with the settled rate."""
+        ratio = self.learning_rate / config.train.learning_rate
+        return {
+            name: {k: v * ratio if k in ("lr", "max_lr") else v for k, v in getattr(config, name).items()}
+            for name in ("optimizer", "scheduler")
+        }
+
+
+def _settle(config: Config, hardware: Hardware, data: ImageFolderDataModule, checkpoints: Checkpoints) -> Settled:
+    """Measure the batch size, which ``data`` is told, and the learning rate where asked to.
+
+    A resumed training keeps what it had.
+
+    Raises:
+        UserError: several processes would each find something else.
+    """
+    found = checkpoints.found
+    if config.train.batch_size == "auto":
+        _alone("train.batch_size=auto", config)
+        if "batch_size" not in found:
+            size = find_batch_size(
+                lambda: _classifier(config, data, Settled(1, config.train.learning_rate)),
+                hardware,
+                image_size=config.preprocess.image_size,
+                pictures=len(data.train_targets),
+                memory=config.train.memory_limit,
+            )
+            checkpoints.remember(found := {**found, "batch_size": size})
+        print(f"train.batch_size=auto: {found['batch_size']}", flush=True)
+    settled = Settled(int(found.get("batch_size", config.train.batch_size)), config.train.learning_rate)
+    data.batch_size = settled.batch_size
+    if config.train.find_lr:
+        _alone("train.find_lr=true", config)
+        if "learning_rate" not in found:
+            L.seed_everything(config.seed, workers=True, verbose=False)
+            picture = checkpoints.folder.parent / "lr_finder.png"
+            rate = find_learning_rate(_classifier(config, data, settled), data, hardware, picture)
+            checkpoints.remember(found := {**found, "learning_rate": rate})
+        settled = replace(settled, learning_rate=found["learning_rate"])
+        print(f"train.find_lr=true: {settled.learning_rate:g}, see training/lr_finder.png", flush=True)
+    return settled
+
+
+def _alone(setting: str, config: Config) -> None:
+    devices, compute = config.compute.devices, config.compute
+    several_gpus = compute.accelerator != "cpu" and devices in ("auto", -1) and torch.cuda.device_count() > 1
+    listed = len(devices) > 1 if isinstance(devices, list) else devices not in ("auto", -1, 1)
+    if compute.num_nodes > 1 or listed or several_gpus or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{setting} measures in one process: find the value with compute.devices=1, then set it")
 
 
 def _datamodule(config: Config, train_dir: Path, valid_dir: Path) -> ImageFolderDataModule:
@@ -90,23 +167,37 @@ def _datamodule(config: Config, train_dir: Path, valid_dir: Path) -> ImageFolder
         train_dir=train_dir,
         valid_dir=valid_dir,
         preprocessing=Preprocessing(size=config.preprocess.image_size, mean=mean, std=std),
-        batch_size=config.train.batch_size,
+        batch_size=config.train.batch_size if isinstance(config.train.batch_size, int) else 1,  # 1 until it is found
         augmentation=config.augmentation,
         settings=config.datamodule,
         seed=config.seed,
         max_pixels=config.images.max_pixels,
+        fraction=config.train.fraction,
+        cache_dir=Path(config.cache_dir),
     )
 
 
-def _classifier(config: Config, *, num_classes: int) -> Classifier:
-    size = config.preprocess.image_size
+def _classifier(config: Config, data: ImageFolderDataModule, settled: Settled) -> Classifier:
+    size, num_classes, train = config.preprocess.image_size, len(data.class_names), config.train
     backbone = build_backbone(**backbone_options(config), num_classes=num_classes, image_size=size)
+    if train.progressive_resize is not None and not takes_any_size(config.backbone.name):
+        raise UserError(f"train.progressive_resize: {config.backbone.name} takes pictures of one size; set it to null")
     module: Classifier = Classifier(
         model=_with_weights(backbone, config),
         num_classes=num_classes,
-        optimizer=config.optimizer,
-        scheduler=config.scheduler,
-        label_smoothing=config.train.label_smoothing,
+        loss=ClassificationLoss(
+            kind=train.loss,
+            label_smoothing=train.label_smoothing,
+            gamma=train.focal_gamma,
+            class_weights=balanced_weights(data.class_counts.tolist()) if train.class_weights == "balanced" else None,
+        ),
+        **settled.nodes(config),
+        layer_decay=train.layer_decay,
+        decay_norms=train.decay_norms,
+        resize=ProgressiveResize(start=train.progressive_resize, max_epochs=train.max_epochs)
+        if train.progressive_resize is not None
+        else None,
+        seed=config.seed,
     ).to(memory_format=torch.channels_last)
     if config.compute.compile:
         module.model.compile()
@@ -115,72 +206,59 @@ def _classifier(config: Config, *, num_classes: int) -> Classifier:
 
 def _write_folder(
     config: Config,
+    settled: Settled,
     module: Classifier,
     data: ImageFolderDataModule,
     calibrate: Calibrate,
     model_dir: Path,
     metrics: dict[str, float],
-    data_fingerprint: str,
 ) -> None:
     model = module.model.cpu().float().eval().to(memory_format=torch.contiguous_format)
     expects = data.preprocessing
+    as_trained = {**_as_read(config), **settled.nodes(config)}
+    as_trained["train"] |= {"batch_size": settled.batch_size, "learning_rate": settled.learning_rate}
     images, logits, targets = _validation_outputs(model, data, config.train.limit_batches)
     save_model_folder(
         model_dir,
         model,
         images=images,
-        config=_as_read(config),
+        config=as_trained,
         backbone=backbone_options(config),
         class_names=data.class_names,
         input_size=expects.size,
         mean=list(expects.mean),
         std=list(expects.std),
         interpolation=expects.interpolation,
-        training_data_fingerprint=data_fingerprint,
+        training_data_fingerprint=data.fingerprint,
         metrics=metrics,
         **calibrate(logits, targets, lambda pixels: _logits(model, expects.normalize(pixels))),
     )
 
 
-def choose_hardware(compute: Compute) -> Hardware:
-    """Resolve ``auto``: the accelerator that is there, bf16 where it is in silicon.
-
-    Raises:
-        UserError: an accelerator is asked for that this machine has not.
-    """
-    accelerator = compute.accelerator
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    elif accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            "compute.accelerator=gpu: this machine has no GPU that torch can use; compute=cpu runs anywhere"
-        )
-    if accelerator == "gpu":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        bf16 = accelerator == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX512-BF16 or AMX
-    precision = compute.precision if compute.precision != "auto" else "bf16-mixed" if bf16 else "32"
-    chosen = "asked for" if compute.precision != "auto" else "the hardware has bf16" if bf16 else "no bf16 in hardware"
-    threads = f", {torch.get_num_threads()} threads" if accelerator == "cpu" else ""
-    reason = f"compute: {accelerator}{threads}, precision {precision} ({chosen}), channels_last"
-    return Hardware(accelerator, precision, reason)
-
-
-def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpoints: Path) -> L.Trainer:
+def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpoints: Checkpoints) -> L.Trainer:
     """Build the Trainer of a run from the configuration."""
     limit = config.train.limit_batches
-    on_terminal = sys.stderr.isatty()
-    callbacks: list[Any] = [History(training_dir), Reporter(print_epochs=not on_terminal)]
-    if on_terminal:
-        callbacks.append(RichProgressBar(leave=True))
+    callbacks: list[Any] = [
+        History(training_dir),
+        Progress(on_terminal=sys.stderr.isatty()),
+        Watching(),
+        FirstBatch(training_dir / "batch.png"),
+    ]
+    if config.train.ema is not None:
+        callbacks.append(MovingAverage(config.train.ema))
+    if config.backbone.frozen or config.train.freeze_epochs > 0:
+        callbacks.append(Freeze(None if config.backbone.frozen else config.train.freeze_epochs))
     for node in config.callbacks.values():
         if node is not None:
             options = {k: v for k, v in node.items() if k != "_target_"}
             if node["_target_"].endswith("ModelCheckpoint"):
-                options["dirpath"] = checkpoints
+                options["dirpath"] = checkpoints.folder
+                if config.train.ema is not None:
+                    options["save_weights_only"] = False  # the callback that puts the average in is not asked otherwise
             callbacks.append(_construct(node["_target_"], options, "callbacks"))
     if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-        callbacks.append(ModelCheckpoint(dirpath=checkpoints, monitor="val/acc", mode="max", save_last=True))
+        callbacks.append(ModelCheckpoint(dirpath=checkpoints.folder, monitor="val/acc", mode="max", save_last=True))
+    callbacks.append(MidEpoch(checkpoints.last, config.train.checkpoint_minutes))
     return L.Trainer(
         accelerator=hardware.accelerator,
         devices=config.compute.devices,
@@ -188,6 +266,8 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         precision=hardware.precision,
         max_epochs=config.train.max_epochs,
         gradient_clip_val=config.train.gradient_clip,
+        accumulate_grad_batches=config.train.accumulate,
+        sync_batchnorm=config.compute.sync_batchnorm,
         limit_train_batches=limit if limit is not None else 1.0,
         limit_val_batches=limit if limit is not None else 1.0,
         log_every_n_steps=config.train.log_every_n_steps,
@@ -195,7 +275,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         callbacks=callbacks,
         logger=_loggers(config, training_dir),
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=False,  # ours is among the callbacks
         enable_model_summary=False,
         use_distributed_sampler=False,  # ours knows rank and world
         deterministic="warn" if hardware.accelerator != "cpu" else False,
@@ -218,25 +298,12 @@ def _with_weights(model: nn.Module, config: Config) -> nn.Module:
     return model
 
 
-def _checkpoints(training_dir: Path, config: Config, data_fingerprint: str) -> Path:
-    """Return the checkpoint folder, emptied when what it holds is of other settings or other data."""
-    folder = training_dir / "checkpoints"
-    identity = {**_as_read(config), "data": data_fingerprint}
-    mark = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    owner = folder / "settings.sha256"
-    if folder.exists() and not (owner.is_file() and owner.read_text() == mark):
-        shutil.rmtree(training_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    owner.write_text(mark)
-    return folder
-
-
-def _as_read(config: Config) -> dict[str, Any]:
+def _as_read(config: Config, *, keyed_only: bool = False) -> dict[str, Any]:
     """Plain data of the sections that shape a training."""
     found: dict[str, Any] = {}
     for name in SECTIONS:
         value = getattr(config, name)
-        found[name] = dump(value) if hasattr(type(value), "model_fields") else value
+        found[name] = dump(value, keyed_only=keyed_only) if hasattr(type(value), "model_fields") else value
     found["preprocess"] = {"image_size": config.preprocess.image_size}
     return found
 
@@ -273,19 +340,11 @@ def _logits(model: nn.Module, inputs: npt.NDArray[np.float32]) -> Logits:
 
 
 def _loggers(config: Config, training_dir: Path) -> Any:
-    loggers = []
-    for name, node in config.logger.items():
-        if node is not None:
-            options = {k: v for k, v in node.items() if k != "_target_"}
-            if "MLFlow" in node["_target_"]:
-                # inside a cloud job the platform's server and run; elsewhere a database, since MLflow refuses folders
-                database = f"sqlite:///{Path(config.runs_dir).resolve() / 'mlflow.db'}"
-                options.setdefault("tracking_uri", os.environ.get("MLFLOW_TRACKING_URI") or database)
-                options.setdefault("run_id", os.environ.get("MLFLOW_RUN_ID"))
-                Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
-            else:
-                options.setdefault("save_dir", str(training_dir / "logs"))
-            loggers.append(_construct(node["_target_"], options, f"logger.{name}"))
+    loggers = make_loggers(
+        config.logger, training_dir=training_dir, runs_dir=Path(config.runs_dir), construct=_construct
+    )
+    for logger in loggers:
+        logger.log_hyperparams(_as_read(config))
     return loggers or False
 
 
@@ -302,5 +361,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are drawn from memory
     warnings.filterwarnings("ignore", message=".*number of training batches.*log_every_n_steps.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")  # a frozen part
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # the datamodule is
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -36,18 +36,22 @@ def main(step: Step, arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def run_step(step: Step, overrides: Sequence[str]) -> None:
-    """Compose the configuration, check the ports, run the step, put its outputs in place.
-
-    Raises:
-        UserError: for a bad configuration, a missing port or whatever the step refuses.
-    """
+    """Compose the configuration and ``execute`` the step. Raises UserError."""
     aliases = {p.name: p.config for p in (*step.inputs, *step.outputs) if p.config is not None}
     renamed = []
     for override in overrides:
         name, sign, value = override.partition("=")
         renamed.append(f"{aliases[name]}={value}" if sign and name in aliases else override)
     read_secrets()
-    config = load_config(renamed)
+    execute(step, load_config(renamed))
+
+
+def execute(step: Step, config: Config) -> None:
+    """Run ``step`` on the ports that ``config`` names, put its outputs in place.
+
+    Raises:
+        UserError: for a missing port or whatever the step refuses.
+    """
     inputs, outputs = _ports(step, config)
     with ExitStack() as stack:
         places = {p.name: stack.enter_context(_in_place(outputs[p.name], p, step.resumes)) for p in step.outputs}

@@ -94,7 +94,8 @@ class State:
         self.draining = False
         self.metrics = Metrics(lambda: self.scheduler.pending)
         self.models = LiveModels(settings, self.metrics)
-        workers = settings.workers or (settings.max_batch if self.models.may_batch else cores())
+        # one more than cores: while a thread waits for Python's lock, another's picture keeps its core busy
+        workers = settings.workers or (settings.max_batch if self.models.may_batch else cores() + 1)
         self.scheduler = Scheduler(workers=workers, waiting=settings.queue, timeout=settings.timeout)
 
     def is_lost(self) -> bool:
