@@ -66,9 +66,11 @@ def write_report(path: Path, selection: Selection, assigned: Assignment, counts:
         "Every file that was left out is in <code>split.json</code>, with the reason.</p>"
         f"<div class=scroll><table>{rows}{_unusable_rows(unusable)}</table></div>"
         + _section(
-            "Look-alikes under several classes", "Kept, and in the same split. Is one of them mislabelled?", mixed
+            "Look-alikes under several classes",
+            "Never kept in different splits. Is one mislabelled?",
+            mixed,
         )
-        + _section("Look-alikes within a class", "Those kept share a split.", alike)
+        + _section("Look-alikes within a class", "Never kept in different splits.", alike)
         + _section("The same bytes under several classes", "Nobody can tell which class is right.", ambiguous)
         + _section("The same bytes within a class", "One of them is kept.", list(repeats.values()))
         + "</body></html>\n",
