@@ -39,7 +39,8 @@ class Hashes:
         rows: 64-bit difference hash along the rows of 9 x 9 grey cells: is a cell brighter than its left neighbour?
         columns: likewise along the columns. Source: N. Krawetz, "Kind of Like That", 2013.
         coarse: 24 bits, both for 4 x 4 cells. They say little, but hold: of photographs and their scaled, recompressed
-            or brightened copies 83 to 95 % have the same, and yet 2,000 pictures of CIFAR-10 have some 1,980 different ones.
+            or brightened copies 83 to 95 % have the same, and yet 2,000 pictures of CIFAR-10 have some 1,980 different
+            ones.
     """
 
     rows: int
