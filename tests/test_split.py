@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -16,58 +18,172 @@ from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.datamodules.split import SPLITS, assign_splits
 from objrec.images.folders import fingerprint
+from objrec.images.nearby import is_featureless
 from objrec.pipeline.step import restrict
 from objrec.steps.preprocess import STEP
 
 SHARES = [0.7, 0.2, 0.1]
 
 
-def many(n: int, prefix: str = "g") -> list[str]:
-    return [f"{prefix}{i}" for i in range(n)]
+@dataclass(frozen=True)
+class Fake:
+    class_name: str
+    sha256: str
+    code: int
+    coarse: int
 
 
-@given(st.integers(0, 5), st.integers(200, 400), st.integers(1, 300))
-@settings(max_examples=30, deadline=None)
-def test_new_groups_move_no_old_ones(seed: int, old: int, new: int) -> None:
-    before = assign_splits({"a": many(old)}, shares=SHARES, seed=seed)
-    after = assign_splits({"a": many(old) + many(new, "new")}, shares=SHARES, seed=seed)
-    assert {g: after[g] for g in before} == before
+def distinct(count: int, class_name: str = "a") -> list[Fake]:
+    """Pictures that do not resemble each other."""
+    random = Random(f"{class_name}{count}")
+    return [
+        Fake(class_name, f"{class_name}{i:063}", random.getrandbits(128), random.getrandbits(24)) for i in range(count)
+    ]
 
 
-@given(st.randoms(use_true_random=False))
+def place(
+    pictures: list[Fake], *, seed: int = 0, exact: bool = False, distance: int | None = 6
+) -> dict[str, str | None]:
+    assigned = assign_splits(pictures, shares=SHARES, seed=seed, distance=distance, exact=exact)
+    return {p.sha256: s for p, s in zip(pictures, assigned.splits, strict=True)}
+
+
+@st.composite
+def data_sets(draw: st.DrawFn) -> list[Fake]:
+    """Two classes of plenty of pictures, and families of look-alikes whose members differ in a few bits.
+
+    Members of a family may have another coarse hash or class, and families may form chains.
+    """
+    random = Random(draw(st.integers(0, 2**32)))
+    found = distinct(120, "a") + distinct(120, "b")
+    for family in range(draw(st.integers(1, 12))):
+        code, coarse = random.getrandbits(128), random.getrandbits(24)
+        for member in range(draw(st.integers(2, 6))):
+            for bit in random.sample(range(128), draw(st.integers(0, 4))):
+                code ^= 1 << bit  # from one member to the next: the last may be far from the first
+            if draw(st.booleans()):
+                coarse = random.getrandbits(24)
+            found.append(Fake(random.choice("ab"), f"f{family}-{member}", code, coarse))
+    return found
+
+
+def near(a: Fake, b: Fake) -> bool:
+    """By definition, without the index."""
+    return not any(is_featureless(p.code) for p in (a, b)) and (a.code ^ b.code).bit_count() <= 6
+
+
+@given(data_sets(), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_no_near_duplicates_on_two_sides(pictures: list[Fake], seed: int) -> None:
+    placed = place(pictures, seed=seed)
+    family = [p for p in pictures if p.sha256[0] == "f" and placed[p.sha256] is not None]
+    for i, a in enumerate(family):
+        for b in family[:i]:
+            if near(a, b):
+                assert placed[a.sha256] == placed[b.sha256]
+
+
+@given(data_sets(), st.integers(0, 3), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_new_pictures_move_no_old_ones(pictures: list[Fake], seed: int, random: Random) -> None:
+    """An old picture stays where it was, or is left out for a new look-alike on a more protected side."""
+    every = place(pictures, seed=seed)
+    old = distinct(120, "a") + distinct(120, "b")
+    old += random.sample([p for p in pictures if p.sha256[0] == "f"], k=random.randint(0, 5))
+    before = place(old, seed=seed)
+    new = [p for p in pictures if p.sha256 not in before]
+    for picture in old:
+        was, now = before[picture.sha256], every[picture.sha256]
+        if now is None and was is not None:
+            assert was != "test" and any(near(picture, other) for other in new)
+        else:
+            assert now == was
+
+
+@given(data_sets(), st.booleans(), st.randoms(use_true_random=False))
 @settings(max_examples=20, deadline=None)
-def test_order_does_not_matter(random: object) -> None:
-    groups = many(300)
-    shuffled = list(groups)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    for exact in (False, True):
-        assert assign_splits({"a": groups}, shares=SHARES, seed=3, exact=exact) == assign_splits(
-            {"a": shuffled}, shares=SHARES, seed=3, exact=exact
-        )
+def test_order_does_not_matter(pictures: list[Fake], exact: bool, random: Random) -> None:
+    shuffled = random.sample(pictures, len(pictures))
+    assert place(pictures, exact=exact) == place(shuffled, exact=exact)
 
 
-@pytest.mark.parametrize("count", [10, 37, 100, 1000])
+@given(data_sets())
+@settings(max_examples=30, deadline=None)
+def test_whoever_is_left_out_has_a_rival_that_stays_more_protected(pictures: list[Fake]) -> None:
+    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=6)
+    assert {i for i, s in enumerate(assigned.splits) if s is None} == set(assigned.rivals)
+    for index, rival in assigned.rivals.items():
+        assert near(pictures[index], pictures[rival])
+        assert SPLITS.index(assigned.sides[rival]) > SPLITS.index(assigned.sides[index])
+
+
+@given(data_sets())
+@settings(max_examples=30, deadline=None)
+def test_exact_counts_keep_every_picture_and_every_group(pictures: list[Fake]) -> None:
+    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=6, exact=True)
+    for group in assigned.groups:
+        assert len({assigned.splits[i] for i in group}) == 1
+    for name in "ab":
+        counts = Counter(s for p, s in zip(pictures, assigned.splits, strict=True) if p.class_name == name)
+        total = sum(counts.values())
+        assert [counts["train"], counts["valid"]] == [round(total * 0.7), round(total * 0.2)]
+
+
+@given(data_sets())
+@settings(max_examples=20, deadline=None)
+def test_groups_are_what_chains_of_look_alikes_connect(pictures: list[Fake]) -> None:
+    family = [p for p in pictures if p.sha256[0] == "f"]
+    group = {p.sha256: {p.sha256} for p in family}
+    for i, a in enumerate(family):
+        for b in family[:i]:
+            if near(a, b) and group[a.sha256] is not group[b.sha256]:
+                group[a.sha256] |= group[b.sha256]
+                for member in group[b.sha256]:
+                    group[member] = group[a.sha256]
+    expected = {frozenset(g) for g in group.values() if len(g) > 1}
+    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=6)
+    assert {frozenset(pictures[i].sha256 for i in g) for g in assigned.groups} == expected
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 37, 100, 1000])
 def test_exact_counts(count: int) -> None:
-    assigned = assign_splits({"a": many(count)}, shares=SHARES, seed=0, exact=True)
-    counts = Counter(assigned.values())
-    assert counts["train"] == round(count * 0.7) and counts["valid"] == round(count * 0.2)
-    assert sum(counts.values()) == count
+    counts = Counter(place(distinct(count), exact=True).values())
+    if count >= 10:
+        assert counts["train"] == round(count * 0.7) and counts["valid"] == round(count * 0.2)
+    assert sum(counts.values()) == count and min(counts[s] for s in SPLITS) >= 1
 
 
-def test_shares_are_met_within_chance() -> None:
-    counts = Counter(assign_splits({"a": many(10_000)}, shares=SHARES, seed=0).values())
-    assert [round(counts[s] / 10_000, 2) for s in SPLITS] == pytest.approx(SHARES, abs=0.02)
+def test_shares_are_met_within_chance_in_each_class() -> None:
+    pictures = distinct(10_000, "a") + distinct(3_000, "b")
+    placed = place(pictures)
+    for name in "ab":
+        counts = Counter(placed[p.sha256] for p in pictures if p.class_name == name)
+        assert [round(counts[s] / counts.total(), 2) for s in SPLITS] == pytest.approx(SHARES, abs=0.02)
 
 
 def test_the_seed_decides() -> None:
-    assert assign_splits({"a": many(300)}, shares=SHARES, seed=0) != assign_splits(
-        {"a": many(300)}, shares=SHARES, seed=1
-    )
+    assert place(distinct(300)) == place(distinct(300)) != place(distinct(300), seed=1)
+
+
+def test_pictures_without_features_are_on_their_own() -> None:
+    flat = [Fake("a", f"{i:064}", 0, 0) for i in range(300)]  # clear skies: equal hashes say nothing of them
+    counts = Counter(place(flat).values())
+    assert counts[None] == 0 and counts["test"] > 10
+
+
+def test_near_duplicates_can_be_let_pass() -> None:
+    alike = [Fake("a", f"{i:064}", int("5" * 32, 16), 5) for i in range(300)]
+    with pytest.raises(UserError, match="too small to split"):
+        place(alike)
+    counts = Counter(place(alike, distance=None).values())
+    assert counts[None] == 0 and counts["test"] > 10
 
 
 def test_a_class_too_small_is_told_with_the_cure() -> None:
     with pytest.raises(UserError, match=r"(?s)class 'b' has 2 distinct pictures.*preprocess.exact_split=true"):
-        assign_splits({"a": many(300), "b": many(2, "b")}, shares=SHARES, seed=0)
+        place(distinct(300, "a") + distinct(2, "b"))
+    with pytest.raises(UserError, match=r"(?s)class 'b' has 2 distinct pictures.*add pictures"):
+        place(distinct(300, "a") + distinct(2, "b"), exact=True)
 
 
 def picture(colour: int, size: tuple[int, int] = (80, 50), kind: str = "PNG", **options: object) -> bytes:
@@ -133,6 +249,14 @@ def test_the_fingerprint_is_of_content_alone(raw: Path, tmp_path: Path) -> None:
         (again / path.parent.name).mkdir(parents=True, exist_ok=True)
         (again / path.parent.name / f"{i}.jpg").write_bytes(path.read_bytes())
     assert fingerprint(again) == summary["test"]["fingerprint"]
+
+
+def test_a_class_without_a_usable_picture_is_refused_and_nothing_is_left(raw: Path, tmp_path: Path) -> None:
+    (raw / "eel").mkdir()
+    (raw / "eel" / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"no usable picture of eel \(1 unsupported\)"):
+        preprocess(raw, tmp_path / "out")
+    assert not list((tmp_path / "out" / "train").iterdir())
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

@@ -118,7 +118,10 @@ class Preprocess(Section):
     image_size: Annotated[Int, Field(ge=8, le=4096)]
     split: Annotated[list[Share], Field(min_length=3, max_length=3)]
     exact_split: bool
+    near_duplicate_bits: Annotated[Int, Field(ge=0, le=6)] | None
     jpeg_quality: Annotated[Int, Field(ge=1, le=100)]
+    workers: Annotated[Annotated[Int, Field(ge=1)] | None, UNKEYED]
+    timeout: Annotated[Float, Field(gt=0), UNKEYED]
 
     @field_validator("split")
     @classmethod

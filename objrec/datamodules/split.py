@@ -1,60 +1,227 @@
-"""Which pictures go to train, valid and test: by content, so that growth moves nothing. Needs no torch."""
+"""Which pictures go to train, valid and test: by content, so that growth moves nothing. Needs no torch.
+
+No rule that looks at a set of pictures alone can keep every picture, keep near-duplicates together and never move one:
+of two near-duplicates that arrive one after the other, neither order may move the first, so each must go where it would
+go alone, and these places may differ. What gives way here is keeping every picture:
+
+- A picture's place is a function of its own coarse hash and the seed, for ever. Most near-duplicates share that hash.
+- Where near-duplicates fall on two sides all the same, only those on the most protected side stay: test before valid
+  before train. So no kept picture has a near-duplicate on another side; a new picture can take an old one of another
+  side out, but never move it; and a test picture always stays.
+
+Exact counts (``exact=True``) come from ranking instead. They keep every picture and every group of near-duplicates
+together, and a new picture may then move old ones.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from objrec.config.errors import UserError
+from objrec.images.nearby import is_featureless, near_pairs
 
-SPLITS: Final = ("train", "valid", "test")
+SPLITS: Final = ("train", "valid", "test")  # from the least protected to the most
+Ints = npt.NDArray[np.int64]
+
+
+class Picture(Protocol):
+    """What a place depends on: see ``objrec.images.hashing`` for the hashes."""
+
+    @property
+    def class_name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def code(self) -> int: ...  # both difference hashes, rows << 64 | columns
+    @property
+    def coarse(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where pictures go, by their index.
+
+    Attributes:
+        splits: ``train``, ``valid``, ``test``, or None for a picture that is left out.
+        sides: likewise, but for a picture that is left out the side that it would be on.
+        rivals: for a picture that is left out, the index of a near-duplicate on a more protected side.
+        groups: groups of more than one near-duplicates (connected by a chain of them), those left out included.
+    """
+
+    splits: list[str | None]
+    sides: list[str]
+    rivals: dict[int, int]
+    groups: list[list[int]]
 
 
 def assign_splits(
-    groups: Mapping[str, Sequence[str]], *, shares: Sequence[float], seed: int, exact: bool = False
-) -> dict[str, str]:
-    """Assign every group of near-duplicates to a split.
+    pictures: Sequence[Picture], *, shares: Sequence[float], seed: int, distance: int | None, exact: bool = False
+) -> Assignment:
+    """Assign every picture to a split.
 
     Args:
-        groups: class name -> names of its groups. A name stands for what the pictures of the group have in common,
-            so that a new picture of a group lands where the others are.
-        shares: of train, valid and test; they sum to 1.
-        exact: cut each class at exact counts, which lets a new group move an old one across a border.
-
-    Returns:
-        group -> ``train``, ``valid`` or ``test``.
+        pictures: without repeated bytes; their order does not matter.
+        shares: of train, valid and test in each class; they sum to 1.
+        distance: bits of 128 by which near-duplicates may differ; None: pictures are on their own.
+        exact: exact counts in each class, which lets a new picture move old ones.
 
     Raises:
         UserError: a class would have no picture in one of the splits.
     """
-    assigned: dict[str, str] = {}
-    poor: list[str] = []
-    for name in sorted(groups):
-        ranked = sorted((_position(group, seed), group) for group in set(groups[name]))
-        borders = _exact_borders(len(ranked), shares) if exact else None
-        members: dict[str, int] = defaultdict(int)
-        for rank, (position, group) in enumerate(ranked):
-            if borders is not None:
-                split = SPLITS[sum(rank >= border for border in borders)]
-            else:
-                split = SPLITS[(position >= shares[0]) + (position >= shares[0] + shares[1])]
-            assigned[group] = split
-            members[split] += 1
-        if missing := [s for s in SPLITS if not members[s]]:
-            poor.append(f"class '{name}' has {len(ranked)} distinct pictures and none of them falls to {missing[0]}")
+    units = _Units(pictures, grouped=distance is not None)
+    places = [_place(p, seed, grouped=distance is not None) for p in pictures]
+    level = np.array([(v >= shares[0]) + (v >= shares[0] + shares[1]) for v in places], dtype=np.int64)
+    highest = units.highest(level)
+    beside = highest.copy()  # of a unit and those near it
+    rival = np.arange(units.count)
+    for a, b in near_pairs(units.codes, distance) if distance is not None else ():
+        units.join(a, b)
+        for x, y in ((a, b), (b, a)):
+            higher = highest[y] > beside[x]
+            np.maximum.at(beside, x[higher], highest[y[higher]])
+            best = higher & (highest[y] == beside[x])
+            rival[x[best]] = y[best]
+    groups = units.groups()
+    if exact:
+        sides = _exactly(pictures, places, groups, shares)
+        splits: list[str | None] = [*sides]
+        rivals: dict[int, int] = {}
+    else:
+        out = level < beside[units.of]
+        sides = [SPLITS[at] for at in level.tolist()]
+        splits = [None if gone else side for gone, side in zip(out.tolist(), sides, strict=True)]
+        top = units.first_at(level, highest)
+        rivals = {i: int(top[rival[units.of[i]]]) for i in np.flatnonzero(out).tolist()}
+    _refuse_small_classes(pictures, splits, exact=exact)
+    return Assignment(splits, sides, rivals, groups)
+
+
+class _Units:
+    """Pictures with equal codes, taken together; one without features stands alone.
+
+    Attributes:
+        of: unit of each picture.
+        codes: of each unit.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], *, grouped: bool) -> None:
+        number: dict[int | str, int] = {}
+        self.codes: list[int] = []
+        self.of = np.empty(len(pictures), dtype=np.int64)
+        for i, picture in enumerate(pictures):
+            key = picture.code if grouped and not is_featureless(picture.code) else picture.sha256
+            if key not in number:
+                number[key] = len(self.codes)
+                self.codes.append(picture.code)
+            self.of[i] = number[key]
+        self.count = len(self.codes)
+        self._parent = np.arange(self.count)
+
+    def highest(self, level: Ints) -> Ints:
+        """Return the highest level of each unit."""
+        found = np.zeros(self.count, dtype=np.int64)
+        np.maximum.at(found, self.of, level)
+        return found
+
+    def first_at(self, level: Ints, wanted: Ints) -> Ints:
+        """Return for each unit a picture of it that has the wanted level."""
+        found = np.zeros(self.count, dtype=np.int64)
+        fitting = np.flatnonzero(level == wanted[self.of])[::-1]
+        found[self.of[fitting]] = fitting
+        return found
+
+    def join(self, a: npt.NDArray[np.intp], b: npt.NDArray[np.intp]) -> None:
+        """Unite the groups of each pair."""
+        apart = self._parent[a] != self._parent[b]
+        for x, y in zip(a[apart].tolist(), b[apart].tolist(), strict=True):
+            x, y = self._root(x), self._root(y)
+            self._parent[max(x, y)] = min(x, y)
+
+    def groups(self) -> list[list[int]]:
+        """Return the pictures of each group of more than one, in their order."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for i, unit in enumerate(self.of.tolist()):
+            members[self._root(unit)].append(i)
+        return [found for found in members.values() if len(found) > 1]
+
+    def _root(self, unit: int) -> int:
+        parent = self._parent
+        while parent[unit] != unit:
+            parent[unit] = parent[parent[unit]]
+            unit = int(parent[unit])
+        return unit
+
+
+def _place(picture: Picture, seed: int, *, grouped: bool) -> float:
+    """Map a picture to [0, 1), uniformly over hashes and for ever the same."""
+    alone = not grouped or is_featureless(picture.code)
+    return _position(picture.sha256 if alone else f"{picture.coarse:06x}", seed)
+
+
+def _position(text: str, seed: int) -> float:
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:8], "big") / 2**64
+
+
+def _exactly(
+    pictures: Sequence[Picture], places: Sequence[float], groups: Iterable[Sequence[int]], shares: Sequence[float]
+) -> list[str]:
+    """Fill each class's exact counts: whole groups first, the largest before the others, then pictures on their own.
+
+    Counts are exact unless there are too few pictures on their own to fill what the groups leave.
+    """
+    room = {name: _counts(n, shares) for name, n in Counter(p.class_name for p in pictures).items()}
+    at: dict[int, int] = {}
+
+    def put(members: Sequence[int], split: int) -> None:
+        for i in members:
+            at[i] = split
+            room[pictures[i].class_name][split] -= 1
+
+    def rank(i: int) -> tuple[float, str]:
+        return places[i], pictures[i].sha256
+
+    for members in sorted(groups, key=lambda g: (-len(g), min(map(rank, g)))):
+        needs = Counter(pictures[i].class_name for i in members)
+        first = min(members, key=rank)
+        liked = (places[first] >= shares[0]) + (places[first] >= shares[0] + shares[1])
+        spare = [min(room[name][s] - n for name, n in needs.items()) for s in range(len(SPLITS))]
+        fitting = [s for s in range(len(SPLITS)) if spare[s] >= 0]
+        put(members, liked if liked in fitting else max(fitting or range(len(SPLITS)), key=lambda s: spare[s]))
+    for i in sorted((i for i in range(len(pictures)) if i not in at), key=rank):
+        left = room[pictures[i].class_name]
+        put([i], next((s for s in range(len(SPLITS)) if left[s] > 0), 0))
+    return [SPLITS[at[i]] for i in range(len(pictures))]
+
+
+def _counts(count: int, shares: Sequence[float]) -> list[int]:
+    """Cut a class at exact counts; one of three pictures or more goes to each split."""
+    train = round(count * shares[0])
+    valid = min(round(count * shares[1]), count - train)
+    counts = [train, valid, count - train - valid]
+    if count >= len(counts):
+        for poor in (2, 1, 0):
+            if counts[poor] == 0:
+                counts[counts.index(max(counts))] -= 1
+                counts[poor] += 1
+    return counts
+
+
+def _refuse_small_classes(pictures: Sequence[Picture], splits: Sequence[str | None], *, exact: bool) -> None:
+    found: dict[str, Counter[str | None]] = {p.class_name: Counter() for p in pictures}
+    for picture, split in zip(pictures, splits, strict=True):
+        found[picture.class_name][split] += 1
+    poor = []
+    for name in sorted(found):
+        if missing := [s for s in SPLITS if not found[name][s]]:
+            count = found[name].total() - found[name][None]
+            poor.append(f"class '{name}' has {count} distinct pictures and none of them falls to {missing[0]}")
     if poor:
         cure = "add pictures (ingest.num_images)" + ("" if exact else ", or set preprocess.exact_split=true")
-        raise UserError([*poor[:5], f"{len(poor)} of {len(groups)} classes are too small to split: {cure}"])
-    return assigned
-
-
-def _position(group: str, seed: int) -> float:
-    """Map a group to [0, 1), uniformly and for ever the same."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{group}".encode()).digest()[:8], "big") / 2**64
-
-
-def _exact_borders(count: int, shares: Sequence[float]) -> tuple[int, int]:
-    train = round(count * shares[0])
-    return train, train + round(count * shares[1])
+        raise UserError([*poor[:5], f"{len(poor)} of {len(found)} classes are too small to split: {cure}"])

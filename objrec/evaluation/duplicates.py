@@ -60,7 +60,7 @@ def near_duplicates(test: Sequence[Path], train_dir: Path, *, max_pixels: int) -
 
 def _fingerprint(path: Path, max_pixels: int) -> _Print | None:
     try:
-        image = decode(path, max_pixels=max_pixels, target=2 * THUMB)
+        image = decode(path, max_pixels=max_pixels, target=4 * THUMB)
     except ImageError:
         return None
     thumb = image.resize((THUMB, THUMB), Image.Resampling.BOX)

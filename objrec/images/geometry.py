@@ -5,35 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from objrec.images.decode import decode
+from objrec.images.decode import TURNS, Decoded, decode_stored
+from objrec.images.resize import FILTERS, resize_box
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-FILTERS: Final = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+__all__ = ["FILTERS", "Preprocessing", "crop_square", "resize_and_crop"]
+
+
+def crop_square(picture: Decoded, size: int, interpolation: str = "bicubic") -> npt.NDArray[np.uint8]:
+    """Scale the shorter side to ``size`` keeping the aspect ratio, cut the central square, turn it upright.
+
+    Returns:
+        RGB of shape (size, size, 3). A picture that has that size already is returned as it is.
+    """
+    import numpy as np
+
+    pixels = picture.pixels
+    if pixels.shape[:2] != (size, size) or (picture.width, picture.height) != (size, size):
+        # a window off by a pixel costs more than a poor filter: the box is computed from the exact extent
+        side = min(picture.width, picture.height)
+        left, top = (picture.width - side) / 2, (picture.height - side) / 2
+        pixels = resize_box(pixels, (left, top, left + side, top + side), size, interpolation)
+    if picture.orientation in TURNS:  # the central square of a turned picture is the turned central square
+        pixels = np.asarray(Image.fromarray(pixels).transpose(TURNS[picture.orientation]))
+    return pixels
 
 
 def resize_and_crop(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """Scale the shorter side to ``size`` keeping the aspect ratio, then cut the central square.
-
-    Scaling and cutting are one operation on the source box, so nothing outside the square is computed.
-    """
-    width, height = image.size
-    if (width, height) == (size, size):
+    """``crop_square`` of an upright RGB picture that Pillow holds."""
+    if image.size == (size, size):
         return image
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((size, size), FILTERS[interpolation], box=(left, top, left + side, top + side))
+    import numpy as np
+
+    return Image.fromarray(crop_square(Decoded(np.asarray(image), *image.size, 1), size, interpolation))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +65,8 @@ class Preprocessing:
 
     def pixels(self, data: bytes | Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
         """Decode and crop; returns uint8 of shape (size, size, 3). Raises ImageError."""
-        import numpy as np
-
-        image = decode(data, max_pixels=max_pixels, target=self.size)
-        return np.asarray(resize_and_crop(image, self.size, self.interpolation))
+        picture = decode_stored(data, max_pixels=max_pixels, target=self.size)
+        return crop_square(picture, self.size, self.interpolation)
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Turn uint8 (N, H, W, 3) into normalised float32 (N, 3, H, W)."""

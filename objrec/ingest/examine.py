@@ -6,15 +6,11 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Final
 
-import numpy as np
 from PIL import Image
 
-from objrec.images.decode import EXTENSIONS, FORMATS, ImageError, decode
-
-CELLS: Final = 9
-HASHED: Final = 16  # a JPEG is decoded to at least twice that: three pixels and more for each cell
+from objrec.images.decode import EXTENSIONS, FORMATS, ImageError, decode_stored
+from objrec.images.hashing import HASHED, hash_picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,30 +45,18 @@ def examine(data: bytes, *, max_pixels: int, min_size: int) -> Picture:
     """
     if not data:
         raise ImageError("corrupt", "empty")
-    image = decode(data, max_pixels=max_pixels, min_size=min_size, target=HASHED)
+    picture = decode_stored(data, max_pixels=max_pixels, min_size=min_size, target=HASHED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             width, height, kind = *header.size, header.format
-    rows, columns = difference_hashes(image)
+    hashes = hash_picture(picture)
     return Picture(
         sha256=hashlib.sha256(data).hexdigest(),
         size=len(data),
         width=width,
         height=height,
         extension=EXTENSIONS[kind or "JPEG"],
-        rows=rows,
-        columns=columns,
+        rows=hashes.rows,
+        columns=hashes.columns,
     )
-
-
-def difference_hashes(image: Image.Image) -> tuple[int, int]:
-    """Return the 64-bit difference hashes along rows and columns of 9 x 9 grey cells.
-
-    Source: N. Krawetz, "Kind of Like That", 2013.
-    """
-    small = image.resize((CELLS, CELLS), Image.Resampling.BOX).convert("L")
-    grey = np.frombuffer(small.tobytes(), dtype=np.uint8).reshape(CELLS, CELLS)
-    rows = np.packbits(grey[:-1, 1:] > grey[:-1, :-1])
-    columns = np.packbits(grey[1:, :-1] > grey[:-1, :-1])
-    return int.from_bytes(rows.tobytes(), "big"), int.from_bytes(columns.tobytes(), "big")

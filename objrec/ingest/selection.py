@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from objrec.images.nearby import NearbyIndex
 from objrec.ingest.examine import Picture
-from objrec.ingest.nearby import NearbyIndex
 from objrec.sources.base import Candidate
 
 

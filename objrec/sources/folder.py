@@ -18,7 +18,7 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.images.decode import ImageError
 from objrec.sources.base import Candidate
 
-JUNK: Final = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "manifest.jsonl", "split.json"})
+JUNK: Final = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "manifest.jsonl", "split.json", "leakage.html"})
 SPLITS: Final = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 

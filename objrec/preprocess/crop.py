@@ -1,0 +1,58 @@
+"""One file: read, check, hash, crop, encode."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from objrec.images.decode import ImageError, decode_stored
+from objrec.images.geometry import crop_square
+from objrec.images.hashing import HASHED, hash_picture
+from objrec.images.jpeg import encode_jpeg
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """What is known of a file.
+
+    Attributes:
+        sha256: of the file, in hexadecimal.
+        code: its two 64-bit difference hashes, rows << 64 | columns.
+        coarse: its 24-bit hash.
+        crop_sha256: of the encoded crop.
+        problem: why there is no crop; then the other attributes but the first mean nothing.
+    """
+
+    sha256: str
+    code: int = 0
+    coarse: int = 0
+    crop_sha256: str = ""
+    problem: str = ""
+
+
+def crop_file(path: str, target: str, *, size: int, quality: int, max_pixels: int) -> Crop:
+    """Crop the picture in ``path`` to a square JPEG in ``target``. Never raises for what the file holds."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        return Crop(sha256="", problem=f"corrupt: cannot be read: {error.strerror}")
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        picture = decode_stored(data, max_pixels=max_pixels, target=max(size, HASHED))
+    except ImageError as error:
+        return Crop(sha256=sha256, problem=str(error))
+    encoded = encode_jpeg(crop_square(picture, size), quality=quality)
+    Path(target).write_bytes(encoded)
+    hashes = hash_picture(picture)
+    return Crop(
+        sha256=sha256,
+        code=hashes.code,
+        coarse=hashes.coarse,
+        crop_sha256=hashlib.sha256(encoded).hexdigest(),
+    )
+
+
+def crop_numbered(index: int, path: str, *, folder: str, size: int, quality: int, max_pixels: int) -> Crop:
+    """``crop_file`` into ``folder``, under the number of the file."""
+    return crop_file(path, f"{folder}/{index}.jpg", size=size, quality=quality, max_pixels=max_pixels)

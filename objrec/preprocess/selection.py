@@ -1,0 +1,111 @@
+"""What is kept of a raw data set, and how much of it repeats itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from objrec.datamodules.split import Assignment
+from objrec.preprocess.crop import Crop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A usable picture of the raw data set. ``crop`` is where its crop lies; for the others see ``Crop``."""
+
+    class_name: str
+    file: str  # name in the class folder
+    crop: Path
+    sha256: str
+    code: int
+    coarse: int
+    crop_sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.class_name}/{self.file}"
+
+
+@dataclass
+class Selection:
+    """What is kept of a raw data set and what is not.
+
+    Attributes:
+        kept: one of each picture, none of those found under two classes.
+        repeats: (kept, a file of the same class with the same bytes).
+        ambiguous: files with the same bytes under several classes, together.
+        unusable: rows of files without a picture: class, file, reason.
+    """
+
+    kept: list[Picture] = field(default_factory=list)
+    repeats: list[tuple[Picture, Picture]] = field(default_factory=list)
+    ambiguous: list[list[Picture]] = field(default_factory=list)
+    unusable: list[dict[str, str]] = field(default_factory=list)
+
+    def empty_classes(self) -> list[str]:
+        """Return the classes of which no picture is kept, sorted."""
+        named = {row["class"] for row in self.unusable} | {p.class_name for same in self.ambiguous for p in same}
+        return sorted(named - {p.class_name for p in self.kept})
+
+
+def select(files: Iterable[tuple[str, str, Path, Crop]]) -> Selection:
+    """Keep one of each picture, none of those found under two classes."""
+    found = Selection()
+    by_content: dict[str, list[Picture]] = defaultdict(list)
+    for class_name, file, place, crop in files:
+        if crop.problem:
+            found.unusable.append({"class": class_name, "file": file, "reason": crop.problem})
+            continue
+        by_content[crop.sha256].append(
+            Picture(
+                class_name=class_name,
+                file=file,
+                crop=place,
+                sha256=crop.sha256,
+                code=crop.code,
+                coarse=crop.coarse,
+                crop_sha256=crop.crop_sha256,
+            )
+        )
+    for same in by_content.values():
+        if len({p.class_name for p in same}) > 1:
+            found.ambiguous.append(same)
+        else:
+            found.kept.append(same[0])
+            found.repeats += [(same[0], p) for p in same[1:]]
+    return found
+
+
+def list_left_out(selection: Selection, assigned: Assignment) -> list[dict[str, str]]:
+    """Return a row with the reason for each file that is in no split, in order of class and file."""
+    rows = [*selection.unusable]
+    for kept, other in selection.repeats:
+        rows.append(_row(other, f"duplicate: the same bytes as {kept.file}"))
+    for same in selection.ambiguous:
+        reason = f"ambiguous: found under {', '.join(sorted({p.class_name for p in same}))}"
+        rows += [_row(p, reason) for p in same]
+    for index, rival in assigned.rivals.items():
+        reason = f"near_duplicate: looks like {selection.kept[rival].name}, which belongs to {assigned.sides[rival]}"
+        rows.append(_row(selection.kept[index], reason))
+    return sorted(rows, key=lambda row: (row["class"], row["file"]))
+
+
+def count_leakage(selection: Selection, assigned: Assignment) -> dict[str, int]:
+    """Count duplicates and near-duplicates within and across classes."""
+    classes = [{selection.kept[i].class_name for i in group} for group in assigned.groups]
+    across = [len(group) for group, names in zip(assigned.groups, classes, strict=True) if len(names) > 1]
+    return {
+        "duplicates_within_classes": len(selection.repeats),
+        "duplicates_across_classes": sum(map(len, selection.ambiguous)),
+        "near_duplicate_groups": len(assigned.groups),
+        "near_duplicate_groups_across_classes": len(across),
+        "near_duplicates": sum(map(len, assigned.groups)),
+        "near_duplicates_in_groups_across_classes": sum(across),
+        "near_duplicates_left_out": len(assigned.rivals),
+    }
+
+
+def _row(picture: Picture, reason: str) -> dict[str, str]:
+    return {"class": picture.class_name, "file": picture.file, "reason": reason}
