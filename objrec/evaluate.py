@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from objrec.config.cli import guard, overrides_of, wants_help
+from objrec.config.cli import command, overrides_of
 
 HELP = """Measure a model on labelled pictures: accuracy with its interval, and a report to look at.
 
@@ -28,11 +28,7 @@ NAMED = 5  # unreadable pictures that are named on the terminal; the report name
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if wants_help(arguments):
-        print(HELP)
-        return
-    sys.exit(guard(lambda: run(overrides_of(arguments))))
+    sys.exit(command(HELP, lambda arguments: run(overrides_of(arguments))))
 
 
 def run(overrides: list[str]) -> None:

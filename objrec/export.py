@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from objrec.config.cli import guard, overrides_of, wants_help
+from objrec.config.cli import command, overrides_of
 
 HELP = """Write a model as ONNX, OpenVINO and torch.export, and compare each with the original on real pictures.
 
@@ -22,11 +22,7 @@ preprocessing.json tells what the model expects; it is in the ONNX file's metada
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if wants_help(arguments):
-        print(HELP)
-        return
-    sys.exit(guard(lambda: run(overrides_of(arguments))))
+    sys.exit(command(HELP, lambda arguments: run(overrides_of(arguments))))
 
 
 def run(overrides: list[str]) -> None:

@@ -139,11 +139,6 @@ def test_each_value_of_a_sweep_is_checked_before_it_starts() -> None:
     assert len(caught.value.messages) >= 2
 
 
-def test_a_sweep_over_intervals_is_refused_here_and_sent_to_azure() -> None:
-    with pytest.raises(UserError, match=r"azureml/submit.py sweep=random"):
-        check_command_line(["sweep=random", "-m"])
-
-
 def test_a_config_folder_of_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "classes").mkdir()
     (tmp_path / "classes" / "fruit.yaml").write_text("names: [apple, pear]\n")

@@ -39,6 +39,15 @@ def guard(action: Callable[[], int | None], *, catch_all: bool = False) -> int:
         return 1
 
 
+def command(help_text: str, run: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
+    """Answer ``--help``, or run a command with its arguments (None: those of this process); returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if wants_help(arguments):
+        print(help_text.rstrip("\n"))
+        return 0
+    return guard(lambda: run(arguments))
+
+
 def wants_help(arguments: Sequence[str]) -> bool:
     """Whether ``--help`` or ``-h`` is among the arguments."""
     return any(a in ("--help", "-h") for a in arguments)

@@ -48,15 +48,9 @@ def check_command_line(arguments: Sequence[str]) -> None:
     problems: list[str] = []
     for variant in _variants(plain) if multirun else [plain]:
         try:
-            algorithm = load_config(variant).sweep.algorithm
+            load_config(variant)
         except UserError as error:
             problems += [m for m in error.messages if m not in problems]
-        else:
-            if multirun and algorithm != "grid":  # Hydra's own sweeper knows lists of values, not intervals
-                raise UserError(
-                    f"sweep.algorithm={algorithm} needs Azure: python azureml/submit.py sweep={algorithm}. "
-                    "Here: sweep=grid, or values on the command line, as in train.batch_size=16,32 -m"
-                )
     if problems:
         raise UserError(problems)
 
@@ -77,17 +71,20 @@ def _sort_arguments(arguments: Sequence[str]) -> tuple[list[str], bool]:
     return overrides, multirun
 
 
-def _variants(overrides: list[str], most: int = 64) -> list[list[str]]:
-    """Return the overrides of each job of a sweep, up to ``most``: enough to see every value of usual ones."""
+def _variants(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of trials that together hold every value of every list; intervals are left out."""
     from objrec.config.diagnose import parse_overrides
 
-    variants = [overrides]
+    lists: list[list[str]] = []
     for text, parsed in parse_overrides(overrides):
-        if not isinstance(parsed, Exception) and parsed.is_sweep_override():
+        if isinstance(parsed, Exception) or not parsed.is_sweep_override():
+            lists.append([text])
+        elif parsed.is_discrete_sweep():
             key = text.split("=")[0]
-            values = list(parsed.sweep_string_iterator())
-            variants = [[*(o for o in v if o != text), f"{key}={x}"] for v in variants for x in values][:most]
-    return variants
+            lists.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
+    first = [values[0] for values in lists]
+    others = [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(lists) for v in values[1:]]
+    return [first, *others]
 
 
 def validate(data: dict[str, Any]) -> tuple[Config | None, list[str]]:

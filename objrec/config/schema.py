@@ -150,11 +150,33 @@ class Backbone(Section):
 
 
 class Augmentation(Section):
-    name: Literal["none", "flip_crop", "shift"]
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
-    ratio: Annotated[list[Float], Field(min_length=2, max_length=2)] | None = None
-    flip: Share | None = None
-    pad: Annotated[Int, Field(ge=0)] | None = None
+    name: Literal["none", "flip_crop", "shift", "trivial", "rand"]
+    scale: Annotated[list[Annotated[Share, Field(gt=0)]], Field(min_length=2, max_length=2)] | None
+    ratio: Annotated[list[Annotated[Float, Field(gt=0)]], Field(min_length=2, max_length=2)] | None
+    pad: Annotated[Int, Field(ge=0)] | None
+    flip: Share | None
+    flip_mode: Literal["random", "alternate"]
+    num_ops: Annotated[Int, Field(ge=1, le=10)] | None
+    magnitude: Annotated[Int, Field(ge=0, le=30)] | None
+    erase: Share
+    erase_area: Annotated[list[Annotated[Share, Field(gt=0)]], Field(min_length=2, max_length=2)]
+    cutout: Annotated[Int, Field(ge=0)]
+    mixup: Annotated[Float, Field(ge=0)]
+    cutmix: Annotated[Float, Field(ge=0)]
+
+    @field_validator("scale", "ratio", "erase_area")
+    @classmethod
+    def _rises(cls, bounds: list[float] | None) -> list[float] | None:
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise ValueError(f"goes from the least to the largest, got {bounds}")
+        return bounds
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        needs = {"flip_crop": ("scale", "ratio"), "shift": ("pad",), "rand": ("num_ops", "magnitude")}
+        if missing := [key for key in needs.get(self.name, ()) if getattr(self, key) is None]:
+            raise ValueError(f"name={self.name} needs {', '.join(missing)}: augmentation={self.name} sets them")
+        return self
 
 
 class Train(Section):
@@ -179,12 +201,16 @@ class Train(Section):
     checkpoint_minutes: Annotated[Float, Field(gt=0), UNKEYED] | None
     log_every_n_steps: Annotated[Int, Field(ge=1), UNKEYED]
     limit_batches: Annotated[Int, Field(ge=1)] | None
+    fraction: Annotated[Share, Field(gt=0)]
 
 
 class DataModule(Section):
-    cache: Annotated[Literal["auto", "memory", "off"], UNKEYED]
+    cache: Annotated[Literal["auto", "memory", "disk", "off"], UNKEYED]
     cache_limit: Annotated[Int, Field(ge=0), UNKEYED]
-    num_workers: Annotated[Int, Field(ge=0), UNKEYED]
+    disk_limit: Annotated[Int, Field(ge=0), UNKEYED]
+    store_size: Annotated[Int, Field(ge=8, le=4096)] | None
+    sampler: Literal["shuffle", "balanced"]
+    num_workers: Annotated[Annotated[Int, Field(ge=0)] | Literal["auto"], UNKEYED]
 
 
 class Compute(Section):
@@ -337,7 +363,7 @@ class Azure(Section):
 class Sweep(Section):
     """How trials are chosen and stopped; what is varied stands in ``hydra.sweeper.params`` of the same file."""
 
-    algorithm: Literal["grid", "random", "bayesian"]
+    algorithm: Literal["grid", "random", "bayesian", "optuna"]
     metric: Literal["val/acc", "val/loss"]
     max_trials: Annotated[Int, Field(ge=1)]
     max_concurrent_trials: Annotated[Int, Field(ge=1)]

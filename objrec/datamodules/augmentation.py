@@ -1,64 +1,136 @@
-"""Augmentation of whole batches, a draw for each picture, on the device that holds them."""
+"""Augmentation of whole batches of uint8 pictures, a draw for each picture, on the device that holds them.
+
+Every draw is made on the CPU from the batch's own seed, so the same batch comes out whatever the device, the number of
+workers and the number of epochs seen before.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from objrec.config.schema import Augmentation
+from objrec.datamodules.mixing import Array, boxes, cutmix, mixup
+from objrec.datamodules.policies import rand_augment, trivial_augment
+
+BATCH_STREAM = 1  # the crops, drawn where pictures are loaded, have stream 0 of the same seed
 
 
 class BatchAugmentation:
-    """Augment a batch of float pictures.
+    """Augment a batch: shift, flip, a policy of random operations, erasing, then mixing of pictures and targets.
 
     Args:
         settings: the ``augmentation`` section.
+        fill: what uncovered and erased pixels become, uint8 (R, G, B).
+        num_classes: the length of a soft target.
     """
 
-    def __init__(self, settings: Augmentation) -> None:
+    def __init__(self, settings: Augmentation, *, fill: Sequence[int], num_classes: int) -> None:
         self.settings = settings
+        self.fill = fill
+        self.num_classes = num_classes
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Map float (N, 3, H, W) to the same shape. Draws are made on the CPU, so they repeat on any device."""
-        if self.settings.name == "flip_crop":
-            return self._random_resized_crop(images, generator)
-        if self.settings.name == "shift":
-            return self._shift(images, generator)
-        return images
+    def __call__(
+        self, images: Tensor, targets: Tensor, *, indices: Array, epoch: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Augment.
 
-    def _random_resized_crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A box of random area, aspect ratio and place for each picture, resized back; half of them mirrored.
+        Args:
+            images: uint8 (N, 3, H, W), channels last in memory; left as they are.
+            targets: int64 (N,).
+            indices: of the pictures in their data set.
 
-        Source: Szegedy et al., "Going Deeper with Convolutions", 2014; as torchvision's RandomResizedCrop, but boxes
-        that would leave the picture are narrowed instead of drawn again, so that one draw serves the whole batch.
+        Returns:
+            images of the same kind, and targets: int64 (N,), or float32 (N, classes) where pictures are mixed.
         """
-        n = len(images)
-        scale, ratio = self.settings.scale or [0.08, 1.0], self.settings.ratio or [0.75, 4 / 3]
-        u = torch.rand(5, n, generator=generator)
-        area = scale[0] + (scale[1] - scale[0]) * u[0]
-        aspect = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * u[1])
-        width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-        center_x, center_y = (1 - width) * (2 * u[2] - 1), (1 - height) * (2 * u[3] - 1)  # in [-1, 1] coordinates
-        mirror = torch.where(u[4] < (self.settings.flip or 0.0), -1.0, 1.0)
-        theta = torch.zeros(n, 2, 3)
-        theta[:, 0, 0], theta[:, 0, 2] = width * mirror, center_x
-        theta[:, 1, 1], theta[:, 1, 2] = height, center_y
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False).to(images.device, images.dtype)
-        out = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-        return out.contiguous(memory_format=torch.channels_last)
+        settings = self.settings
+        random = np.random.default_rng([seed, BATCH_STREAM])
+        fill = torch.tensor(self.fill, dtype=torch.uint8, device=images.device)
+        moved = settings.name != "none"
+        if moved and settings.pad:
+            images = shift(images, settings.pad, random)
+        if moved and settings.flip:
+            images = flip(images, self._mirrored(random, indices, epoch))
+        if settings.name == "trivial":
+            images = trivial_augment(images, random, fill=fill)
+        elif settings.name == "rand":
+            assert settings.num_ops is not None and settings.magnitude is not None
+            images = rand_augment(images, random, num_ops=settings.num_ops, magnitude=settings.magnitude, fill=fill)
+        if settings.erase:
+            images = erase(images, random, share=settings.erase, area=settings.erase_area, fill=fill)
+        if settings.cutout:
+            images = cutout(images, random, side=settings.cutout, fill=fill)
+        alphas = {mixup: settings.mixup, cutmix: settings.cutmix}
+        mixers = [mixer for mixer, alpha in alphas.items() if alpha]
+        if mixers:
+            mixer = mixers[random.integers(len(mixers))]  # where both are asked for, they take turns at random
+            return mixer(images, targets, random, alpha=alphas[mixer], num_classes=self.num_classes)
+        return images, targets
 
-    def _shift(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, height, width = images.shape
-        pad = self.settings.pad or 0
-        offsets = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
-        mirrored = torch.rand(n, generator=generator) < (self.settings.flip or 0.0)
-        columns = torch.arange(width).expand(n, width)
-        columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + offsets[1][:, None]
-        rows = torch.arange(height).expand(n, height) + offsets[0][:, None]
-        device = images.device
-        padded = F.pad(images, (pad,) * 4, mode="reflect").permute(0, 2, 3, 1)
-        index = torch.arange(n, device=device)[:, None, None]
-        return padded[index, rows.to(device)[:, :, None], columns.to(device)[:, None, :]].permute(0, 3, 1, 2)
+    def _mirrored(self, random: np.random.Generator, indices: Array, epoch: int) -> Tensor:
+        """Which pictures are mirrored.
+
+        ``alternate``: half of them, chosen by their index, in the first epoch, the others in the next, and so on: over
+        two epochs every picture is seen both ways. Source: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single
+        GPU", 2024.
+        """
+        if self.settings.flip_mode == "alternate":
+            mixed = np.asarray(indices, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
+            return torch.from_numpy((mixed >> np.uint64(32)) + np.uint64(epoch) & np.uint64(1) != 0)
+        return torch.from_numpy(random.random(len(indices)) < (self.settings.flip or 0.0))
+
+
+def flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror the pictures (N, C, H, W) where ``mirrored``, bool (N,), says so."""
+    chosen = mirrored.nonzero().squeeze(1).to(images.device)
+    out = images.clone()
+    out[chosen] = images[chosen].flip(3)
+    return out
+
+
+def shift(images: Tensor, pad: int, random: np.random.Generator) -> Tensor:
+    """Move each picture by up to ``pad`` pixels each way; what is uncovered is a reflection."""
+    n, _, height, width = images.shape
+    offsets = torch.from_numpy(random.integers(0, 2 * pad + 1, (2, n))).to(images.device)
+    padded = images.permute(0, 2, 3, 1)[:, _reflected(height, pad)][:, :, _reflected(width, pad)]
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (N, 2 pad + 1, 2 pad + 1, C, H, W), a view
+    shifted = windows[torch.arange(n, device=images.device), offsets[0], offsets[1]]
+    return shifted.contiguous(memory_format=torch.channels_last)
+
+
+def _reflected(size: int, pad: int) -> Tensor:
+    """Which row stands where when ``pad`` rows are reflected at each border."""
+    return torch.from_numpy(np.pad(np.arange(size), pad, mode="reflect"))
+
+
+def erase(images: Tensor, random: np.random.Generator, *, share: float, area: Sequence[float], fill: Tensor) -> Tensor:
+    """Fill a box of random area, shape and place in a ``share`` of the pictures.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation", 2017; boxes have aspect ratios of 0.3 to 3.3.
+    """
+    n, _, height, width = images.shape
+    chosen = random.random(n) < share
+    pixels = random.uniform(area[0], area[1], n) * height * width
+    aspect = np.exp(random.uniform(np.log(0.3), np.log(10 / 3), n))
+    sides = np.stack([np.sqrt(pixels * aspect), np.sqrt(pixels / aspect)]).round()
+    sides = np.minimum(sides, [[height], [width]]) * chosen
+    corners = np.floor(random.random((2, n)) * ([[height], [width]] - sides + 1))
+    return _filled(images, corners, corners + sides, fill)
+
+
+def cutout(images: Tensor, random: np.random.Generator, *, side: int, fill: Tensor) -> Tensor:
+    """Fill a square whose centre is anywhere in the picture: part of it may lie outside.
+
+    Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
+    """
+    n, _, height, width = images.shape
+    corners = random.integers(0, [[height], [width]], (2, n)) - side // 2
+    return _filled(images, corners, corners + side, fill)
+
+
+def _filled(images: Tensor, first: Array, end: Array, fill: Tensor) -> Tensor:
+    inside = boxes(images, first, end)
+    return torch.where(inside, fill[:, None, None], images)

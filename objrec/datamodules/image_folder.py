@@ -2,112 +2,49 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import shutil
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Augmentation, DataModule
 from objrec.datamodules.augmentation import BatchAugmentation
-from objrec.images.folders import SplitFolder, list_split
+from objrec.datamodules.crops import RandomResizedCrop
+from objrec.datamodules.listing import Listing, list_classes, list_pictures
+from objrec.datamodules.loading import Batch, Files, PictureBatches, Source, available_cores, make_loader
+from objrec.datamodules.sampling import BatchSampler, InOrder, stratified_share
+from objrec.datamodules.store import open_store, store_key
 from objrec.images.geometry import Preprocessing
 
-
-@dataclass(frozen=True)
-class Draw:
-    """Which pictures make a batch, and the seed of its augmentation."""
-
-    indices: list[int]
-    seed: int
-
-
-class BatchSampler(Sampler[Draw]):
-    """Batches of a shuffled data set, a function of seed and epoch alone: a resumed epoch has the same batches.
-
-    With several processes each takes every ``world``-th picture of one common order; the last ones are repeated so
-    that all have equally many batches.
-    """
-
-    def __init__(self, count: int, batch_size: int, *, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
-        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.rank, self.world = rank, world
-        self.epoch = 0
-        self.start = 0  # batches of the first pass that are left out: a resumed epoch has seen them
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(math.ceil(self.count / self.world) / self.batch_size)
-
-    def __iter__(self) -> Iterator[Draw]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(self.count) if self.shuffle else np.arange(self.count)
-        share = np.resize(order, -(-self.count // self.world) * self.world)[self.rank :: self.world]
-        done, self.start = self.start, 0
-        for i, start in enumerate(range(0, len(share), self.batch_size)):
-            draw = Draw(share[start : start + self.batch_size].tolist(), int(random.integers(2**31)) + self.rank)
-            if i >= done:
-                yield draw
-
-
-class PictureBatches(Dataset[tuple[Tensor, Tensor, int]]):
-    """Batches of a split folder as uint8 (N, 3, size, size) in channels-last order, int64 targets (N,), and a seed."""
-
-    def __init__(self, split: SplitFolder, preprocessing: Preprocessing, *, max_pixels: int, in_memory: bool) -> None:
-        self.split = split
-        self.preprocessing = preprocessing
-        self.max_pixels = max_pixels
-        self.targets = torch.tensor([target for _, target in split.files])
-        self._store = self._decode(range(len(split.files))) if in_memory else None
-
-    def __len__(self) -> int:
-        return len(self.split.files)
-
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
-        pixels = self._store[draw.indices] if self._store is not None else self._decode(draw.indices)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), self.targets[draw.indices], draw.seed
-
-    def _decode(self, indices: Any) -> npt.NDArray[np.uint8]:
-        size = self.preprocessing.size
-        out = np.empty((len(indices), size, size, 3), np.uint8)
-
-        def fill(job: tuple[int, int]) -> None:
-            place, index = job
-            path = self.split.files[index][0]
-            try:
-                out[place] = self.preprocessing.pixels(path.read_bytes(), max_pixels=self.max_pixels)
-            except ValueError as error:
-                raise UserError(f"{path} cannot be used: {error}. Remove it, or run the preprocess step") from None
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the decoder leaves the interpreter lock
-            list(pool.map(fill, enumerate(indices)))
-        return out
+Split = Literal["train", "valid", "test", "predict"]
+Cache = Literal["memory", "disk", "off"]
 
 
 class ImageFolderDataModule(L.LightningDataModule):
-    """Train, valid and test folders of ``<class>/<picture>``.
+    """Train, valid and test folders of ``<class>/<picture>``, and any folder of pictures to predict.
 
     Args:
-        train_dir, valid_dir, test_dir: any may be None; its loader is then not available.
+        train_dir, valid_dir, test_dir: split folders; the classes are those of ``train_dir``.
+        predict_dir: pictures, in subfolders or not; their batches have no targets.
         preprocessing: size, mean and std that the model expects.
         batch_size: per device.
         augmentation: of training batches.
-        settings: caching and workers.
+        settings: caching, sampling and workers.
+        fraction: share of the training pictures of each class that is used.
+        cache_dir: for decoded stores and remembered hashes; None: neither is kept, and ``disk`` means ``memory``.
 
     Raises:
-        UserError: a folder is empty or its classes differ from the training classes.
+        UserError: a folder is empty, or has classes that training has not.
     """
 
     def __init__(
@@ -115,48 +52,65 @@ class ImageFolderDataModule(L.LightningDataModule):
         *,
         train_dir: Path,
         valid_dir: Path,
+        test_dir: Path | None = None,
+        predict_dir: Path | None = None,
         preprocessing: Preprocessing,
         batch_size: int,
         augmentation: Augmentation,
         settings: DataModule,
         seed: int,
         max_pixels: int,
+        fraction: float = 1.0,
+        cache_dir: Path | None = None,
     ) -> None:
         super().__init__()
         self.preprocessing = preprocessing
         self.batch_size = batch_size
-        self.augment = BatchAugmentation(augmentation)
         self.settings = settings
         self.seed = seed
         self.max_pixels = max_pixels
-        self.folders = {"train": list_split(train_dir), "valid": list_split(valid_dir)}
-        self.class_names = self.folders["train"].classes
+        self.cache_dir = cache_dir
+        whole = list_classes(train_dir, cache_dir)
+        self.class_names = whole.classes
         if len(self.class_names) < 2:
             raise UserError(f"{train_dir} has pictures of one class only ({self.class_names[0]}): two are needed")
-        for name in self.folders["valid"].classes:
-            if name not in self.class_names:
-                raise UserError(
-                    f"{valid_dir} has a class '{name}' that {train_dir} has not.{did_you_mean(name, self.class_names)}"
-                )
-        self.folders["valid"] = _renumber(self.folders["valid"], self.class_names)
+        self._whole = whole
+        self.listings: dict[str, Listing] = {"train": whole}
+        for name, folder in (("valid", valid_dir), ("test", test_dir)):
+            if folder is not None:
+                self.listings[name] = _numbered_as(list_classes(folder, cache_dir), self.class_names)
+        if predict_dir is not None:
+            self.listings["predict"] = list_pictures(predict_dir)
+        self._chosen = stratified_share(whole.names, whole.targets, fraction)
+        self.train_targets: npt.NDArray[np.int64] = whole.targets[self._chosen]
+        fill = [round(255 * m) for m in preprocessing.mean]
+        self.augment = BatchAugmentation(augmentation, fill=fill, num_classes=len(self.class_names))
+        crops = augmentation.name != "none" and augmentation.scale is not None and augmentation.ratio is not None
+        self._crop = RandomResizedCrop(augmentation.scale, augmentation.ratio) if crops else None  # type: ignore[arg-type]
         self._data: dict[str, PictureBatches] = {}
         self._position = {"epoch": 0, "batch": 0}  # where training begins, other than 0 when it is carried on
-        constants = torch.tensor([preprocessing.mean, preprocessing.std]).view(2, 1, 3, 1, 1)
-        self._mean, self._std = constants * 255
+
+    @property
+    def fingerprint(self) -> str:
+        """The content fingerprint of ``train_dir``, all of it; see ``objrec.images.folders.fingerprint``."""
+        return self._whole.fingerprint
+
+    @cached_property
+    def class_counts(self) -> npt.NDArray[np.int64]:
+        """How many training pictures each class has, (C,)."""
+        return np.bincount(self.train_targets, minlength=len(self.class_names))
 
     def setup(self, stage: str | None = None) -> None:
-        for name, folder in self.folders.items():
-            if name not in self._data:
-                self._data[name] = PictureBatches(
-                    folder,
-                    self.preprocessing,
-                    max_pixels=self.max_pixels,
-                    in_memory=self._in_memory(len(folder.files)),
-                )
+        wanted = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("predict",)}
+        for name in wanted.get(stage or "fit", ()):
+            self._batches(name)
 
-    def _in_memory(self, count: int) -> bool:
-        size = count * self.preprocessing.size**2 * 3
-        return self.settings.cache == "memory" or (self.settings.cache == "auto" and size <= self.settings.cache_limit)
+    def _batches(self, name: str) -> PictureBatches:
+        if name not in self.listings:
+            raise UserError(f"{name}_dir is needed: give a folder of pictures")
+        if name not in self._data:
+            self._data[name] = self._prepare(name, self.listings[name])
+        return self._data[name]
 
     def state_dict(self) -> dict[str, int]:
         """Return the place of the next training batch; a checkpoint holds it."""
@@ -168,38 +122,140 @@ class ImageFolderDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._position = state_dict
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        loader = self._loader("train", shuffle=True)
-        sampler: Any = loader.sampler  # worker processes begin to read before the Trainer tells the epoch
-        sampler.epoch, sampler.start = self._position["epoch"], self._position["batch"]
-        return loader
+    def _prepare(self, name: str, listing: Listing) -> PictureBatches:
+        preprocessing, crop = self.preprocessing, None
+        if name == "train":
+            crop = self._crop
+            if crop is not None and self.settings.store_size is not None:
+                preprocessing = replace(preprocessing, size=max(self.settings.store_size, preprocessing.size))
+        chosen = self._chosen if name == "train" else np.arange(len(listing.names))
+        source = self._source(listing, chosen, preprocessing, keep=name != "predict")
+        targets = listing.targets[chosen] if name != "predict" else None
+        return PictureBatches(source, side=preprocessing.size, size=self.preprocessing.size, targets=targets, crop=crop)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("valid", shuffle=False)
-
-    def _loader(self, name: str, *, shuffle: bool) -> DataLoader[Any]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        data = self._data[name]
-        sampler = BatchSampler(len(data), self.batch_size, seed=self.seed, shuffle=shuffle, rank=rank, world=world)
-        return DataLoader(
-            data,
-            batch_size=None,  # the sampler draws whole batches: one indexing operation each
-            sampler=sampler,
-            num_workers=self.settings.num_workers,
-            persistent_workers=self.settings.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+    def _source(
+        self, listing: Listing, chosen: npt.NDArray[np.int64], preprocessing: Preprocessing, *, keep: bool
+    ) -> Source:
+        files = Files([listing.names[i] for i in chosen], listing.root, preprocessing, max_pixels=self.max_pixels)
+        count, size = len(chosen), preprocessing.size
+        cache = self._cache(count * size * size * 3) if keep else "off"
+        if cache == "off":
+            return files
+        if cache == "memory" or self.cache_dir is None:
+            return files.decode(range(count))
+        content = f"{listing.identity} {hashlib.sha256(chosen.tobytes()).hexdigest()}"
+        return open_store(
+            self.cache_dir / "decoded",
+            store_key(content, preprocessing),
+            count=count,
+            size=size,
+            decode=files.decode,
+            limit=self.settings.disk_limit,
         )
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Normalise on the device, and augment while training: float32 (N, 3, H, W), int64 (N,)."""
-        images, targets, seed = batch
-        images = (images.float() - self._mean.to(images.device)) / self._std.to(images.device)
-        if self.trainer is not None and self.trainer.training:
-            images = self.augment(images, torch.Generator().manual_seed(int(seed)))
-        return images, targets
+    def _cache(self, size: int) -> Cache:
+        """Where ``size`` bytes of decoded pictures are kept."""
+        if self.settings.cache != "auto":
+            return self.settings.cache
+        if size <= self.settings.cache_limit:
+            return "memory"
+        if self.cache_dir is None or size > self.settings.disk_limit:
+            return "off"
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        return "disk" if size < 0.9 * shutil.disk_usage(self.cache_dir).free else "off"
+
+    def train_dataloader(self) -> Any:
+        """Batches of an epoch, shuffled or balanced; see ``Batch``."""
+        data = self._batches("train")
+        rank, world = self._rank_and_world()
+        sampler = BatchSampler(
+            self.train_targets,
+            self.batch_size,
+            seed=self.seed,
+            balanced=self.settings.sampler == "balanced",
+            rank=rank,
+            world=world,
+        )
+        # worker processes begin to read before the Trainer tells the epoch
+        sampler.epoch, sampler.start = self._position["epoch"], self._position["batch"]
+        return self._loader(data, sampler)
+
+    def val_dataloader(self) -> Any:
+        return self._in_order("valid")
+
+    def test_dataloader(self) -> Any:
+        return self._in_order("test")
+
+    def predict_dataloader(self) -> Any:
+        return self._in_order("predict")
+
+    def _in_order(self, name: Split) -> Any:
+        data = self._batches(name)
+        rank, world = self._rank_and_world()
+        count = len(self.listings[name].names)
+        return self._loader(data, InOrder(count, self.batch_size, rank=rank, world=world))
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader(self, data: PictureBatches, sampler: Any) -> Any:
+        """Threads, or processes where a number of workers is asked for.
+
+        On a GPU, batches are made ahead of the steps, by all cores that the node's processes share. On a CPU nothing
+        is gained by that, and threads of two pools that wait for each other's cores lose much: the cores take turns
+        at making a batch and at a step.
+        """
+        on_gpu = torch.cuda.is_available() and (
+            self.trainer is None or self.trainer.strategy.root_device.type == "cuda"
+        )
+        share = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        workers = self.settings.num_workers
+        return make_loader(
+            data,
+            sampler,
+            processes=workers if isinstance(workers, int) else 0,
+            threads=share,
+            ahead=2 if on_gpu else 0,
+            pin=on_gpu,
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment training batches and normalise, on the device.
+
+        Returns:
+            float32 images (N, 3, H, W), and targets: int64 (N,), or float32 (N, classes) where pictures are mixed.
+            Images alone where pictures have no targets.
+        """
+        if not isinstance(batch, Batch):
+            return batch
+        images, targets = batch.images, batch.targets
+        if batch.seed is not None and targets is not None:
+            images, targets = self.augment(images, targets, indices=batch.indices, epoch=batch.epoch, seed=batch.seed)
+        normalised = self.normalize(images)
+        return normalised if targets is None else (normalised, targets)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn uint8 (N, 3, H, W) into what ``Preprocessing.normalize`` makes of it, channels last in memory.
+
+        Rows of all channels are long enough for the processor's vectors; three values at a time are not, and take
+        five times as long.
+        """
+        n, channels, height, width = images.shape
+        mean, std = np.asarray(self.preprocessing.mean), np.asarray(self.preprocessing.std)
+        scale, shift = (
+            torch.from_numpy(np.tile(v.astype(np.float32), width)).to(images.device)
+            for v in (1 / (255 * std), -mean / std)
+        )
+        rows = images.permute(0, 2, 3, 1).reshape(n, height, width * channels)
+        return rows.float().mul_(scale).add_(shift).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _renumber(split: SplitFolder, class_names: list[str]) -> SplitFolder:
+def _numbered_as(listing: Listing, class_names: list[str]) -> Listing:
     """Count classes as ``class_names`` does: a split may lack some of them."""
-    index = [class_names.index(name) for name in split.classes]
-    return SplitFolder(list(class_names), [(path, index[target]) for path, target in split.files], split.others)
+    for name in listing.classes:
+        if name not in class_names:
+            raise UserError(
+                f"{listing.root} has a class '{name}' that training has not.{did_you_mean(name, class_names)}"
+            )
+    index = np.array([class_names.index(name) for name in listing.classes])
+    return replace(listing, classes=list(class_names), targets=index[listing.targets])

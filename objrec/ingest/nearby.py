@@ -51,8 +51,9 @@ class NearbyIndex(Generic[T]):
     def insert(self, picture: Picture, item: T) -> None:
         if not _featureless(picture):
             code = _code(picture)
+            entry = code, item
             for key in _bands(code):
-                self._buckets.setdefault(key, []).append((code, item))
+                self._buckets.setdefault(key, []).append(entry)
 
 
 def _code(picture: Picture) -> int:

@@ -1,18 +1,15 @@
-"""Beside training: a history with curves, progress for the runner, checkpoints that a kill cannot break."""
+"""Beside training: a history with curves, checkpoints that a kill cannot break."""
 
 from __future__ import annotations
 
 import csv
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-
-from objrec.pipeline.progress import report
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -86,32 +83,10 @@ class History(L.Callback):
             )
 
 
-class Reporter(L.Callback):
-    """Tell the pipeline's display, or a log without a terminal, how training goes."""
-
-    def __init__(self, *, print_epochs: bool) -> None:
-        self.print_epochs = print_epochs
-        self._began = time.monotonic()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = time.monotonic()
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *unused: Any) -> None:
-        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        accuracy = trainer.callback_metrics.get("val/acc")
-        text = f"steps, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        report(trainer.global_step, total, text + ("" if accuracy is None else f", val/acc {accuracy:.3f}"))
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.print_epochs and trainer.is_global_zero:
-            metrics = ", ".join(f"{k} {v:.4f}" for k, v in sorted(trainer.callback_metrics.items()) if "/" in k)
-            seconds = time.monotonic() - self._began
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {metrics}, {seconds:.1f} s", flush=True)
-
-
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     """Draw loss and accuracy over epochs."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
@@ -120,6 +95,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=part, marker="o", markersize=3)
         axes.set(xlabel="epoch", title={"loss": "loss", "acc": "accuracy"}[quantity])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})

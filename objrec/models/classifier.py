@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from objrec.config.errors import UserError
+from objrec.datamodules.sampling import InOrder
 from objrec.models.finetuning import Freeze, parameter_groups
 from objrec.models.resizing import ProgressiveResize
 
@@ -127,14 +128,12 @@ class Classifier(L.LightningModule):
         self.val_metrics.update(logits, targets)
 
     def _own(self, batch_idx: int, size: int) -> Tensor:
-        """Tell which pictures of this process's batch are no repeats: see ``BatchSampler``.
-
-        The i-th picture of a process is the (i * processes + rank)-th of the common order.
-        """
+        """Tell which pictures of this process's batch are no repeats of another's: see ``InOrder``."""
         data: Any = self.trainer.datamodule
-        places = torch.arange(size, device=self.device) + batch_idx * data.batch_size
-        real: Tensor = places * self.trainer.world_size + self.global_rank < len(data.folders["valid"].files)
-        return real
+        count = len(data.listings["valid"].names)
+        order = InOrder(count, data.batch_size, rank=self.global_rank, world=self.trainer.world_size)
+        first = order.range.start + batch_idx * data.batch_size
+        return torch.arange(first, first + size, device=self.device) >= order.own
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch: here, since callbacks look before the module's own end of the epoch comes."""

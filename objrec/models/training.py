@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -25,7 +25,6 @@ from objrec.config.errors import UserError
 from objrec.config.load import dump
 from objrec.config.schema import Config
 from objrec.datamodules.image_folder import ImageFolderDataModule
-from objrec.images.folders import fingerprint
 from objrec.images.geometry import Preprocessing
 from objrec.models.averaging import MovingAverage
 from objrec.models.backbones import (
@@ -36,18 +35,21 @@ from objrec.models.backbones import (
     read_weights,
     takes_any_size,
 )
-from objrec.models.callbacks import AtomicCheckpointIO, History, Reporter
+from objrec.models.callbacks import AtomicCheckpointIO, History
 from objrec.models.card import ModelCard
 from objrec.models.classifier import Classifier
 from objrec.models.finetuning import Freeze
 from objrec.models.folder import save_model_folder
 from objrec.models.hardware import Hardware, choose_hardware, memory_advice
+from objrec.models.loggers import make_loggers
 from objrec.models.losses import ClassificationLoss, balanced_weights
+from objrec.models.pictures import FirstBatch
+from objrec.models.progress import Progress, Watching
 from objrec.models.resizing import ProgressiveResize
 from objrec.models.resume import TERMINATED, Checkpoints, MidEpoch, open_checkpoints
 from objrec.models.trial import find_batch_size, find_learning_rate
 
-SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "train", "seed")
+SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "datamodule", "train", "seed")
 
 
 Pixels = npt.NDArray[np.uint8]
@@ -70,15 +72,14 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
         layers = build_backbone(**backbone_options(config), num_classes=2, image_size=config.preprocess.image_size)
     hardware = choose_hardware(config.compute, layers)
     print(hardware.reason, flush=True)
-    data_fingerprint = fingerprint(train_dir)
-    identity = {**_as_read(config, keyed_only=True), "data": data_fingerprint}
+    data = _datamodule(config, train_dir, valid_dir)
+    identity = {**_as_read(config, keyed_only=True), "data": data.fingerprint}
     training_dir = model_dir / "training"
     checkpoints = open_checkpoints(training_dir, identity, config.train.resume)
     if checkpoints.last.is_file():
         print(f"carrying on from {checkpoints.last}", flush=True)
-    settled = _settle(config, hardware, train_dir, valid_dir, checkpoints)
+    settled = _settle(config, hardware, data, checkpoints)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    data = _datamodule(config, train_dir, valid_dir, batch_size=settled.batch_size)
     module = _classifier(config, data, settled)
     trainer = make_trainer(config, hardware, training_dir, checkpoints)
     try:
@@ -93,7 +94,7 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     if trainer.is_global_zero:  # of several processes the first writes the folder
         data.trainer = None  # from here on it gives all validation pictures, not one process's share
         metrics = _take_best(trainer, module)
-        _write_folder(config, settled, module, data, calibrate, model_dir, metrics, data_fingerprint)
+        _write_folder(config, settled, module, data, calibrate, model_dir, metrics)
         checkpoints.remove()  # the best weights are in the folder now; a finished training needs no other
     trainer.strategy.barrier("the model folder is written")
     if not trainer.is_global_zero:
@@ -117,8 +118,10 @@ class Settled:
         }
 
 
-def _settle(config: Config, hardware: Hardware, train_dir: Path, valid_dir: Path, checkpoints: Checkpoints) -> Settled:
-    """Measure the batch size and the learning rate where asked to. A resumed training keeps what it had.
+def _settle(config: Config, hardware: Hardware, data: ImageFolderDataModule, checkpoints: Checkpoints) -> Settled:
+    """Measure the batch size, which ``data`` is told, and the learning rate where asked to.
+
+    A resumed training keeps what it had.
 
     Raises:
         UserError: several processes would each find something else.
@@ -127,22 +130,21 @@ def _settle(config: Config, hardware: Hardware, train_dir: Path, valid_dir: Path
     if config.train.batch_size == "auto":
         _alone("train.batch_size=auto", config)
         if "batch_size" not in found:
-            data = _datamodule(config, train_dir, valid_dir, batch_size=1)
             size = find_batch_size(
                 lambda: _classifier(config, data, Settled(1, config.train.learning_rate)),
                 hardware,
                 image_size=config.preprocess.image_size,
-                pictures=len(data.folders["train"].files),
+                pictures=len(data.train_targets),
                 memory=config.train.memory_limit,
             )
             checkpoints.remember(found := {**found, "batch_size": size})
         print(f"train.batch_size=auto: {found['batch_size']}", flush=True)
     settled = Settled(int(found.get("batch_size", config.train.batch_size)), config.train.learning_rate)
+    data.batch_size = settled.batch_size
     if config.train.find_lr:
         _alone("train.find_lr=true", config)
         if "learning_rate" not in found:
             L.seed_everything(config.seed, workers=True, verbose=False)
-            data = _datamodule(config, train_dir, valid_dir, batch_size=settled.batch_size)
             picture = checkpoints.folder.parent / "lr_finder.png"
             rate = find_learning_rate(_classifier(config, data, settled), data, hardware, picture)
             checkpoints.remember(found := {**found, "learning_rate": rate})
@@ -159,17 +161,19 @@ def _alone(setting: str, config: Config) -> None:
         raise UserError(f"{setting} measures in one process: find the value with compute.devices=1, then set it")
 
 
-def _datamodule(config: Config, train_dir: Path, valid_dir: Path, *, batch_size: int) -> ImageFolderDataModule:
+def _datamodule(config: Config, train_dir: Path, valid_dir: Path) -> ImageFolderDataModule:
     mean, std = input_constants(config.backbone.name)
     return ImageFolderDataModule(
         train_dir=train_dir,
         valid_dir=valid_dir,
         preprocessing=Preprocessing(size=config.preprocess.image_size, mean=mean, std=std),
-        batch_size=batch_size,
+        batch_size=config.train.batch_size if isinstance(config.train.batch_size, int) else 1,  # 1 until it is found
         augmentation=config.augmentation,
         settings=config.datamodule,
         seed=config.seed,
         max_pixels=config.images.max_pixels,
+        fraction=config.train.fraction,
+        cache_dir=Path(config.cache_dir),
     )
 
 
@@ -178,7 +182,6 @@ def _classifier(config: Config, data: ImageFolderDataModule, settled: Settled) -
     backbone = build_backbone(**backbone_options(config), num_classes=num_classes, image_size=size)
     if train.progressive_resize is not None and not takes_any_size(config.backbone.name):
         raise UserError(f"train.progressive_resize: {config.backbone.name} takes pictures of one size; set it to null")
-    counts = np.bincount([target for _, target in data.folders["train"].files], minlength=num_classes)
     module: Classifier = Classifier(
         model=_with_weights(backbone, config),
         num_classes=num_classes,
@@ -186,7 +189,7 @@ def _classifier(config: Config, data: ImageFolderDataModule, settled: Settled) -
             kind=train.loss,
             label_smoothing=train.label_smoothing,
             gamma=train.focal_gamma,
-            class_weights=balanced_weights(counts.tolist()) if train.class_weights == "balanced" else None,
+            class_weights=balanced_weights(data.class_counts.tolist()) if train.class_weights == "balanced" else None,
         ),
         **settled.nodes(config),
         layer_decay=train.layer_decay,
@@ -209,7 +212,6 @@ def _write_folder(
     calibrate: Calibrate,
     model_dir: Path,
     metrics: dict[str, float],
-    data_fingerprint: str,
 ) -> None:
     model = module.model.cpu().float().eval().to(memory_format=torch.contiguous_format)
     expects = data.preprocessing
@@ -227,7 +229,7 @@ def _write_folder(
         mean=list(expects.mean),
         std=list(expects.std),
         interpolation=expects.interpolation,
-        training_data_fingerprint=data_fingerprint,
+        training_data_fingerprint=data.fingerprint,
         metrics=metrics,
         **calibrate(logits, targets, lambda pixels: _logits(model, expects.normalize(pixels))),
     )
@@ -236,10 +238,12 @@ def _write_folder(
 def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpoints: Checkpoints) -> L.Trainer:
     """Build the Trainer of a run from the configuration."""
     limit = config.train.limit_batches
-    on_terminal = sys.stderr.isatty()
-    callbacks: list[Any] = [History(training_dir), Reporter(print_epochs=not on_terminal)]
-    if on_terminal:
-        callbacks.append(RichProgressBar(leave=True))
+    callbacks: list[Any] = [
+        History(training_dir),
+        Progress(on_terminal=sys.stderr.isatty()),
+        Watching(),
+        FirstBatch(training_dir / "batch.png"),
+    ]
     if config.train.ema is not None:
         callbacks.append(MovingAverage(config.train.ema))
     if config.backbone.frozen or config.train.freeze_epochs > 0:
@@ -271,7 +275,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         callbacks=callbacks,
         logger=_loggers(config, training_dir),
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=False,  # ours is among the callbacks
         enable_model_summary=False,
         use_distributed_sampler=False,  # ours knows rank and world
         deterministic="warn" if hardware.accelerator != "cpu" else False,
@@ -336,19 +340,11 @@ def _logits(model: nn.Module, inputs: npt.NDArray[np.float32]) -> Logits:
 
 
 def _loggers(config: Config, training_dir: Path) -> Any:
-    loggers = []
-    for name, node in config.logger.items():
-        if node is not None:
-            options = {k: v for k, v in node.items() if k != "_target_"}
-            if "MLFlow" in node["_target_"]:
-                # inside a cloud job the platform's server and run; elsewhere a database, since MLflow refuses folders
-                database = f"sqlite:///{Path(config.runs_dir).resolve() / 'mlflow.db'}"
-                options.setdefault("tracking_uri", os.environ.get("MLFLOW_TRACKING_URI") or database)
-                options.setdefault("run_id", os.environ.get("MLFLOW_RUN_ID"))
-                Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
-            else:
-                options.setdefault("save_dir", str(training_dir / "logs"))
-            loggers.append(_construct(node["_target_"], options, f"logger.{name}"))
+    loggers = make_loggers(
+        config.logger, training_dir=training_dir, runs_dir=Path(config.runs_dir), construct=_construct
+    )
+    for logger in loggers:
+        logger.log_hyperparams(_as_read(config))
     return loggers or False
 
 

@@ -167,9 +167,9 @@ def _batches(data: ImageFolderDataModule, device: torch.device) -> Iterator[tupl
     data.setup()
     loader = data.train_dataloader()
     for epoch in count():
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.sampler.set_epoch(epoch)
         for batch in loader:
-            moved = tuple(part.to(device) if isinstance(part, Tensor) else part for part in batch)
+            moved = batch._replace(images=batch.images.to(device), targets=batch.targets.to(device))
             yield data.on_after_batch_transfer(moved, 0)
 
 

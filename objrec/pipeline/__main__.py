@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from objrec.config.cli import group_lines, guard, overrides_of, wants_help
+from objrec.config.cli import command, group_lines, overrides_of
 
 HELP = """From a list of class names to a trained classifier behind a URL: ingest, preprocess, train, evaluate, deploy.
 A step runs again only when its settings, inputs, source or libraries changed.
@@ -26,12 +26,8 @@ Every setting and its default: python -m objrec.train --cfg job"""
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if wants_help(arguments):
-        print(HELP.format(groups=group_lines()))
-        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is ended too
-    sys.exit(guard(lambda: run(overrides_of(arguments))))
+    sys.exit(command(HELP.format(groups=group_lines()), lambda arguments: run(overrides_of(arguments))))
 
 
 def run(overrides: list[str]) -> int:

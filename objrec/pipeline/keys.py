@@ -49,7 +49,7 @@ class KeyParts:
 
 def key_parts(step: Step, config: Config, inputs: Mapping[str, str], sources: SourceIndex) -> KeyParts:
     """Collect the parts of ``step``'s key; ``inputs`` maps ports to content digests."""
-    read = {k: v for k, v in _flat(dump(config, keyed_only=True)) if _covers(step.reads, k)}
+    read = settings_read(step, config)
     targets = {v.rpartition(".")[0] for k, v in read.items() if k.endswith("_target_") and v.startswith("objrec.")}
     return KeyParts(
         config=read,
@@ -57,6 +57,11 @@ def key_parts(step: Step, config: Config, inputs: Mapping[str, str], sources: So
         sources=sources.closure(step.module, *sorted(targets)),
         libraries={name: _version(name) for name in sorted(step.libraries)},
     )
+
+
+def settings_read(step: Step, config: Config) -> dict[str, Any]:
+    """Return the settings that are part of ``step``'s key, by dotted name."""
+    return {k: v for k, v in _flat(dump(config, keyed_only=True)) if _covers(step.reads, k)}
 
 
 class SourceIndex:

@@ -90,7 +90,7 @@ class Display:
     def note(self, text: str) -> None:
         self._line(text)
         if self._live is not None:
-            self._live.console.print(text)
+            self._live.console.print(text, markup=False, highlight=False)
 
     def _line(self, text: str) -> None:
         print(time.strftime("%H:%M:%S"), text, file=self._log, flush=True)

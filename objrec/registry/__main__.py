@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from objrec.config.cli import guard, overrides_of, wants_help
+from objrec.config.cli import command, overrides_of
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
 from objrec.registry.records import Record
@@ -27,11 +27,7 @@ HELP = """python -m objrec.registry ACTION [VERSION] [overrides]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if wants_help(arguments):
-        print(HELP, end="")
-        return 0
-    return guard(lambda: _main(arguments))
+    return command(HELP, _main, arguments)
 
 
 def _main(arguments: Sequence[str]) -> int:

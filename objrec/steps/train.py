@@ -58,6 +58,7 @@ STEP = make_step(
         "preprocess.image_size",
         "images",
         "runs_dir",
+        "cache_dir",
         "seed",
     ),
     libraries=("torch", "torchvision", "timm", "lightning", "torchmetrics", "pillow", "numpy", "onnxruntime"),

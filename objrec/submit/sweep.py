@@ -83,6 +83,11 @@ def read_space(overrides: Sequence[str], swept: Sequence[str], config: Config) -
     params |= dict(o.split("=", 1) for o in swept)
     if not params:
         return None
+    if config.sweep.algorithm == "optuna":
+        raise UserError(
+            "sweep.algorithm=optuna chooses its trials on a machine of yours: python -m objrec.train -m sweep=optuna. "
+            "Azure has sweep=random (any scale, stops trials early) and sweep=bayesian (learns from trials)"
+        )
     parser = OverridesParser.create()
     problems, dimensions = [], []
     if config.sweep.algorithm == "bayesian" and config.sweep.early_termination != "none":

@@ -1,0 +1,227 @@
+"""``-m``: Hydra's front end, our own loop. A launcher of Hydra's may start the trials; without one ``Lanes`` does."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from objrec.config.cli import guard
+from objrec.config.compose import config_dir
+from objrec.config.errors import UserError
+from objrec.config.load import load_config
+from objrec.config.schema import Config
+from objrec.images.folders import fingerprint
+from objrec.pipeline.keys import settings_read
+from objrec.pipeline.runner import forget_run
+from objrec.sweeps import board, space
+from objrec.sweeps.job import data_dirs
+from objrec.sweeps.local import Lanes, cores, gpus
+from objrec.sweeps.plan import Grid, Plan, Sampled
+from objrec.sweeps.space import Dimension
+from objrec.sweeps.trial import Result, Trial
+
+NAME = "hydra_plugins.objrec.TrialSweeper"  # configs/config.yaml; Hydra takes plugins of this namespace only
+OWN = ("run_dir", "force")  # overrides that steer a sweep and mean nothing to a trial
+STEPS = ("ingest", "preprocess", "train")  # whose settings shape a trial
+ATTEMPTS = 2  # of a trial in a launcher whose workers are killed
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra."""
+    Plugins.instance().class_name_to_class[NAME] = TrialSweeper
+
+
+class TrialSweeper(Sweeper):
+    """Run the trials of a sweep and exit: 0, or 1 where some failed.
+
+    Args:
+        params: what the sweep's file varies; the command line wins over it.
+        max_batch_size: of Hydra's own sweeper, unused.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None, max_batch_size: int | None = None) -> None:
+        self.params = dict(params or {})
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+        self.task_function: TaskFunction | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running trials are ended too
+        sys.exit(guard(lambda: self._sweep(arguments)))
+
+    def _sweep(self, arguments: Sequence[str]) -> int:
+        assert self.config is not None
+        hydra = self.config.hydra
+        folder = Path(hydra.sweep.dir)
+        folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+        flags = [f"--config-dir={p}" for p in folders if p.resolve() != Path(config_dir()).resolve()]
+        fixed, varied = space.read_space(self.params, arguments)
+        config = load_config([*flags, *fixed])
+        fixed = [*flags, *(o for o in fixed if o.split("=")[0] not in OWN)]
+        _check(config, varied)
+        unseen = [k for k, d in varied.items() if k in self.params or isinstance(d, space.Interval)]
+        space.check_values(fixed, varied, unseen)  # the values on the command line were tried before Hydra began
+        launcher = None if hydra.launcher._target_.endswith("BasicLauncher") else self._launcher()
+        with _locked(folder):
+            try:
+                data = _build_data(config, fixed, varied, folder)
+            except UserError:
+                if config.run_dir is None:
+                    forget_run(folder)  # nothing of a refused sweep stays behind
+                raise
+            identity = _identity(config, data)
+            plan = Grid if config.sweep.algorithm == "grid" else Sampled
+            trials: Plan = plan(folder, config, fixed=fixed, space=varied, identity=identity)
+            print(f"sweep {folder}: {trials.said}. After an interruption run_dir={folder} carries it on.", flush=True)
+            if launcher is None:
+                run_here(trials, config, folder)
+            else:
+                run_there(trials, launcher, config)
+            return board.finish(folder, config, list(varied), fixed, identity)
+
+    def _launcher(self) -> Any:
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=self.hydra_context,  # type: ignore[arg-type]
+            task_function=self.task_function,  # type: ignore[arg-type]
+            config=self.config,  # type: ignore[arg-type]
+        )
+
+
+def _check(config: Config, varied: Mapping[str, Dimension]) -> None:
+    """Raise UserError for what a sweep on this machine cannot do."""
+    sweep, compute = config.sweep, config.compute
+    problems = []
+    if sweep.algorithm == "grid" and sweep.early_termination != "none":
+        problems.append(
+            f"sweep.early_termination={sweep.early_termination}: a grid runs every trial to its end; "
+            "sweep=random or sweep=optuna stops those that fall behind"
+        )
+    if sweep.algorithm == "grid":
+        problems += [
+            f"{key}: a grid needs values, as in choice(...) or range(...); sweep=random or sweep=optuna draws from an "
+            "interval"
+            for key, dimension in varied.items()
+            if isinstance(dimension, space.Interval)
+        ]
+    if sweep.algorithm != "grid" and importlib.util.find_spec("optuna") is None:
+        problems.append(f"sweep.algorithm={sweep.algorithm} needs Optuna: pip install 'objrec[optuna]', or sweep=grid")
+    if sweep.algorithm != "grid" and not varied:
+        problems.append(
+            f"sweep.algorithm={sweep.algorithm}: nothing is varied; train.learning_rate='interval(0.001, 0.1)'"
+        )
+    many = isinstance(compute.devices, list) or (isinstance(compute.devices, int) and compute.devices not in (1, -1))
+    if many or compute.num_nodes > 1:
+        problems.append(
+            "compute.devices: a trial has one device here, trials share them out; compute.devices=1, "
+            "or python azureml/submit.py for trials on several"
+        )
+    if problems:
+        raise UserError(problems)
+
+
+def _build_data(config: Config, fixed: Sequence[str], varied: Iterable[str], folder: Path) -> Mapping[str, Path] | None:
+    """Build the data set once for all trials; None where what is varied changes it (then equal ones are shared)."""
+    from objrec.steps import load_steps
+
+    reads = [r for step in load_steps(("ingest", "preprocess")) for r in step.reads]
+    groups = ("experiment", "debug")  # a file there may set any key
+    if any(k in groups or k.startswith(f"{r}.") or r == k or r.startswith(f"{k}.") for k in varied for r in reads):
+        return None
+    return data_dirs(config, fixed, folder)
+
+
+def _identity(config: Config, data: Mapping[str, Path] | None) -> str:
+    """Hash what shapes every trial alike: settings, and the data set (where a built one lies has its key in it)."""
+    from objrec.steps import load_steps
+
+    given = config.train_dir is not None
+    dirs = {k: data[k] for k in ("train_dir", "valid_dir")} if data is not None else {}
+    places = {k: fingerprint(path) if given else str(path) for k, path in dirs.items()}
+    settings = {step.name: settings_read(step, config) for step in load_steps(STEPS)}
+    told = {"settings": settings, "data": places}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def run_here(trials: Plan, config: Config, folder: Path, **options: Any) -> None:
+    """Run the trials in processes of this machine; ``options`` go to ``Lanes``."""
+    most = config.sweep.max_concurrent_trials
+    places = len(gpus()) if config.compute.accelerator != "cpu" else 0
+    lanes = min(most, places or cores())
+    with (folder / "sweep.log").open("a") as log, board.TrialDisplay(log, config.sweep.metric) as display:
+
+        def tell(trial: Trial, result: Result) -> None:
+            trials.tell(trial, result)
+            display.ended(trial, result)
+
+        Lanes(lanes, timeout=config.sweep.trial_timeout, display=display, **options).run(trials.next, tell)
+
+
+def run_there(trials: Plan, launcher: Any, config: Config) -> None:
+    """Run the trials through one of Hydra's launchers, in batches: joblib, submitit (Slurm), Ray."""
+    grid = config.sweep.algorithm == "grid"
+    attempts: dict[int, int] = {}
+    queue: list[Trial] = []
+    while True:
+        while (grid or len(queue) < config.sweep.max_concurrent_trials) and (trial := trials.next()) is not None:
+            queue.append(trial)
+        if not queue:
+            return
+        batch = [[*_plain(t.overrides), *_place(t)] for t in queue]
+        try:
+            launcher.launch(batch, initial_job_idx=queue[0].number)
+        except Exception as error:  # the launcher broke down, as when a worker was killed
+            print(f"the launcher stopped: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        again: list[Trial] = []
+        for trial in queue:
+            result = Result.load(trial.folder)
+            attempts[trial.number] = attempts.get(trial.number, 0) + (trial.folder / ".hydra").exists()
+            if result is None and attempts[trial.number] < ATTEMPTS:
+                again.append(trial)
+                continue
+            if result is None:
+                result = Result(status="failed", reason="its process was killed")
+                result.save(trial.folder)
+            trials.tell(trial, result)
+        if len(again) == len(queue) and not any(attempts[t.number] for t in queue):
+            raise UserError("the launcher started no trial, see above")
+        queue = again
+
+
+def _place(trial: Trial) -> list[str]:
+    """Name the trial's folder to Hydra: its own count begins anew with each batch, and its default with each second."""
+    place = str(trial.folder.parent.resolve()).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.sweep.dir='{place}'", f"hydra.sweep.subdir={trial.number}"]
+
+
+def _plain(overrides: Sequence[str]) -> list[str]:
+    return [o for o in overrides if not o.startswith("--config-dir=")]  # Hydra knows its folders
+
+
+@contextmanager
+def _locked(folder: Path) -> Any:
+    """Hold a sweep's folder. Raises UserError where another sweep works in it."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file: IO[str]
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"run_dir={folder}: another sweep is at work there") from None
+        yield
