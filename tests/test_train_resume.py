@@ -108,3 +108,26 @@ def test_resume_never_begins_anew(data: Path, whole: Path, tmp_path: Path, capsy
     train(data, tmp_path, *RECIPE, "train.resume=never")
     assert "carrying on" not in capsys.readouterr().out
     assert_same(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_killed_pipeline_carries_its_training_on(workdir: Path) -> None:
+    import subprocess
+    import sys
+    import time
+
+    command = [sys.executable, "-m", "objrec.pipeline", "classes.names=[apple,pear]", "ingest.num_images=40"]
+    command += ["preprocess.exact_split=true", "preprocess.image_size=32", "backbone.name=test_resnet"]
+    command += ["train.max_epochs=40", "train.checkpoint_minutes=0.001", "deploy.start=false"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not list(workdir.glob(".objrec/cache/train/*.partial/model_dir*/training/checkpoints/last.ckpt")):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    done = subprocess.run([*command, "run_dir=again"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "carrying on from" in (workdir / "again" / "train.log").read_text()
