@@ -22,7 +22,7 @@ from objrec.datamodules.augmentation import BatchAugmentation
 from objrec.datamodules.crops import RandomResizedCrop
 from objrec.datamodules.listing import Listing, list_classes, list_pictures
 from objrec.datamodules.loading import Batch, Files, PictureBatches, Source, available_cores, make_loader
-from objrec.datamodules.sampling import BatchSampler, InOrder, stratified_share
+from objrec.datamodules.sampling import BatchSampler, Draw, InOrder, stratified_share
 from objrec.datamodules.store import open_store, store_key
 from objrec.images.geometry import Preprocessing
 
@@ -233,6 +233,11 @@ class ImageFolderDataModule(L.LightningDataModule):
             images, targets = self.augment(images, targets, indices=batch.indices, epoch=batch.epoch, seed=batch.seed)
         normalised = self.normalize(images)
         return normalised if targets is None else (normalised, targets)
+
+    def first_pictures(self, count: int = 2000) -> Tensor:
+        """Return some training pictures as the model sees them without augmentation, float32 (count, 3, H, W)."""
+        chosen = np.linspace(0, len(self.train_targets) - 1, min(count, len(self.train_targets))).astype(int).tolist()
+        return self.normalize(self._batches("train")[Draw(chosen)].images)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 (N, 3, H, W) into what ``Preprocessing.normalize`` makes of it, channels last in memory.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from objrec.config.errors import UserError, did_you_mean
+from objrec.models import cifar_net  # noqa: F401  # makes itself known to timm
 
 
 def build_backbone(

@@ -30,6 +30,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         beside.replace(final)
 
 
+def was_validated(trainer: L.Trainer) -> bool:
+    """Whether the epoch that ends is one of those that are validated: the metrics are of an earlier one otherwise."""
+    return (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+
+
 class History(L.Callback):
     """Keep ``metrics.csv``, a row an epoch, and draw ``curves.png`` at the end.
 
@@ -52,6 +57,8 @@ class History(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
+        if not was_validated(trainer):
+            return
         rates = {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
         row = {"epoch": float(trainer.current_epoch), **rates, **logged}
         self.rows.append({k: round(v, 6) for k, v in row.items()})

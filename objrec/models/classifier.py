@@ -189,7 +189,7 @@ class Classifier(L.LightningModule):
         interval, monitor = options.pop("interval"), options.pop("monitor")
         total = int(self.trainer.estimated_stepping_batches)
         target = options["_target_"]
-        if options.get("total_steps") == "auto" or target.endswith("CosineWarmup"):
+        if options.get("total_steps") == "auto" or target.endswith(("CosineWarmup", "LinearDecay")):
             options["total_steps"] = total
         if "max_lr" in options:
             scale = options["max_lr"] / self.optimizer_node["lr"]

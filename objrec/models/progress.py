@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from objrec.models.callbacks import was_validated
 from objrec.models.watch import tell_watcher
 from objrec.pipeline.progress import report
 
@@ -93,8 +94,9 @@ class Progress(L.Callback):
             self._bar.refresh()
 
     def _epoch_line(self, trainer: L.Trainer) -> str:
-        shown = sorted(k for k in trainer.callback_metrics if k.startswith(("train/", "val/")))
-        metrics = ", ".join(f"{k} {trainer.callback_metrics[k]:.4f}" for k in shown)
+        known = trainer.callback_metrics if was_validated(trainer) else {}
+        shown = sorted(k for k in known if k.startswith(("train/", "val/")))
+        metrics = ", ".join(f"{k} {known[k]:.4f}" for k in shown) or "not validated"
         seconds = time.monotonic() - self._epoch_began
         speed = f"{seconds:.1f} s, {self._speed():.0f} images/s"
         last = trainer.current_epoch + 1 == trainer.max_epochs
@@ -119,6 +121,8 @@ class Watching(L.Callback):
     """Show each epoch to who watches this training from outside, such as a sweep that stops trials early."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not was_validated(trainer):
+            return
         metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
         tell_watcher(trainer.current_epoch, metrics)
 

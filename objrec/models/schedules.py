@@ -26,3 +26,20 @@ class CosineWarmup(LambdaLR):
             return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
         super().__init__(optimizer, factor)
+
+
+class LinearDecay(LambdaLR):
+    """Linear warm-up, then linearly to zero at the last step.
+
+    Args:
+        total_steps: of the whole run.
+        warmup: share of them, in [0, 1).
+    """
+
+    def __init__(self, optimizer: Optimizer, *, total_steps: int, warmup: float) -> None:
+        rise = round(total_steps * warmup)
+
+        def factor(step: int) -> float:
+            return (step + 1) / rise if step < rise else max(0, total_steps - step) / max(1, total_steps - rise)
+
+        super().__init__(optimizer, factor)

@@ -81,6 +81,8 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     settled = _settle(config, hardware, data, checkpoints)
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = _classifier(config, data, settled)
+    if callable(adapt_to := getattr(module.model, "adapt_to", None)):
+        adapt_to(data.first_pictures())
     trainer = make_trainer(config, hardware, training_dir, checkpoints)
     try:
         with memory_advice(settled.batch_size):
@@ -268,6 +270,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         gradient_clip_val=config.train.gradient_clip,
         accumulate_grad_batches=config.train.accumulate,
         sync_batchnorm=config.compute.sync_batchnorm,
+        check_val_every_n_epoch=config.train.validate_every,
         limit_train_batches=limit if limit is not None else 1.0,
         limit_val_batches=limit if limit is not None else 1.0,
         log_every_n_steps=config.train.log_every_n_steps,
