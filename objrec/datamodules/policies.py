@@ -108,8 +108,8 @@ def _move(images: Tensor, names: Sequence[str], strength: Tensor, fill: Tensor) 
     angle = torch.deg2rad(amount["rotate"])
     cos, sin = angle.cos(), angle.sin()
     from_centre = x - width / 2, y - height / 2
-    source_x = cos * from_centre[0] - sin * from_centre[1] + width / 2 - amount["shear_x"] * y - amount["translate_x"]
-    source_y = sin * from_centre[0] + cos * from_centre[1] + height / 2 - amount["shear_y"] * x - amount["translate_y"]
+    source_x = cos * from_centre[0] - sin * from_centre[1] + width / 2 + amount["shear_x"] * y - amount["translate_x"]
+    source_y = sin * from_centre[0] + cos * from_centre[1] + height / 2 + amount["shear_y"] * x - amount["translate_y"]
     column, row = source_x.floor().long(), source_y.floor().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).view(n, 1, -1).expand(-1, channels, -1)

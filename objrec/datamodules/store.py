@@ -44,7 +44,10 @@ class DecodedStore:
 
     def _open(self) -> None:
         with self._path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            # private and writable, though nothing writes: torch takes no array that is read-only
+            self._map = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            self._map.madvise(mmap.MADV_NOHUGEPAGE)  # a picture would bring in two million bytes around it
         self._pixels = np.frombuffer(self._map, np.uint8).reshape(self.shape)
         self._read = 0
 
