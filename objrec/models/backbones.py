@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.models import cifar_net  # noqa: F401  # makes itself known to timm
+from objrec.models.finetuning import head_of
 
 
 def build_backbone(
@@ -102,6 +103,9 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> str:
     """Copy the tensors that fit by name and shape; returns a report of those that did not.
 
+    A head of another size begins at zero (Kolesnikov et al., "Big Transfer", 2020): the random ones of some models
+    give logits so large that their gradients spoil the trained layers before the head has learnt.
+
     Raises:
         UserError: hardly anything fits: the weights are of another architecture.
     """
@@ -117,6 +121,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str
             f"(first that are missing: {', '.join(missing[:3]) or 'none'})"
         )
     model.load_state_dict(fit, strict=False)
+    if other_shape:
+        for parameter in head_of(model).parameters():
+            nn.init.zeros_(parameter)
     said = [f"{origin}: {len(fit)} of {len(own)} tensors taken"]
     for phrase, names in (("of another shape", other_shape), ("missing", missing), ("not used", unused)):
         if names:

@@ -81,7 +81,7 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     settled = _settle(config, hardware, data, checkpoints)
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = _classifier(config, data, settled)
-    if callable(adapt_to := getattr(module.model, "adapt_to", None)):
+    if config.backbone.weights is None and callable(adapt_to := getattr(module.model, "adapt_to", None)):
         adapt_to(data.first_pictures())
     trainer = make_trainer(config, hardware, training_dir, checkpoints)
     try:
