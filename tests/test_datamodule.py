@@ -308,7 +308,7 @@ def test_reading_lets_go_of_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for i in range(count):
         assert store[i].min() == 1
         most = max(most, mapped_bytes(tmp_path / "key" / "pixels.u8"))
-    assert 0 < most < 2_000_000
+    assert 0 < most < 6_000_000  # a picture brings in what lies around it, up to 2 MB at either end
 
 
 def mapped_bytes(path: Path) -> int:

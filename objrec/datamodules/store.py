@@ -27,7 +27,7 @@ Decode = Callable[[range], Pixels]  # indices -> uint8 (N, size, size, 3)
 
 CHUNK_BYTES = 64_000_000  # decoded and written at once
 MAPPED_BYTES = 64_000_000  # held before the pages are let go of again
-AROUND_BYTES = 131_072  # that the system maps beside those that are read
+AROUND_BYTES = 2_000_000  # that the system may map around a picture
 
 
 class DecodedStore:
@@ -46,8 +46,6 @@ class DecodedStore:
         with self._path.open("rb") as file:
             # private and writable, though nothing writes: torch takes no array that is read-only
             self._map = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):
-            self._map.madvise(mmap.MADV_NOHUGEPAGE)  # a picture would bring in two million bytes around it
         self._pixels = np.frombuffer(self._map, np.uint8).reshape(self.shape)
         self._read = 0
 
