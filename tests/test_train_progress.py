@@ -34,6 +34,7 @@ def trainer(*, epochs: int, batches: int) -> Any:
     return SimpleNamespace(
         num_training_batches=batches,
         max_epochs=epochs,
+        check_val_every_n_epoch=1,
         current_epoch=0,
         world_size=1,
         is_global_zero=True,

@@ -207,15 +207,6 @@ class Train(Section):
     limit_batches: Annotated[Int, Field(ge=1)] | None
     fraction: Annotated[Share, Field(gt=0)]
 
-    @model_validator(mode="after")
-    def _ends_with_validation(self) -> Self:
-        if self.max_epochs % self.validate_every:
-            raise ValueError(
-                f"validate_every={self.validate_every} does not divide max_epochs={self.max_epochs}:"
-                " the last epoch would not be validated"
-            )
-        return self
-
 
 class DataModule(Section):
     cache: Annotated[Literal["auto", "memory", "disk", "off"], UNKEYED]

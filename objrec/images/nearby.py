@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -43,26 +44,36 @@ class NearbyIndex(Generic[T]):
     def __init__(self, distance: int) -> None:
         assert 0 <= distance < BANDS
         self._distance = distance
-        self._buckets: dict[int, list[tuple[int, T]]] = {}
+        # Flat arrays instead of dicts of lists: nothing for the garbage collector to walk through, and a look-up
+        # touches few cache lines. Item i is at place i, 0 is none; a bucket is a chain of places through ``_next``.
+        self._heads = array("i", bytes(4 * BANDS << BITS))
+        self._next = [array("i", [0]) for _ in range(BANDS)]
+        self._codes = [0]
+        self._items: list[T | None] = [None]
 
     def find(self, picture: Hashed) -> Iterator[T]:
         """Yield each inserted item that is near, once."""
         if _featureless(picture):
             return
         code = _code(picture)
-        seen: set[int] = set()
-        for key in _bands(code):
-            for other, item in self._buckets.get(key, ()):
-                if (code ^ other).bit_count() <= self._distance and id(item) not in seen:
-                    seen.add(id(item))
-                    yield item
+        near: dict[int, None] = {}
+        for key, chain in zip(_bands(code), self._next, strict=True):
+            place = self._heads[key]
+            while place:
+                if (code ^ self._codes[place]).bit_count() <= self._distance:
+                    near[place] = None
+                place = chain[place]
+        yield from (self._items[place] for place in near)  # type: ignore[misc]  # only place 0 holds None
 
     def insert(self, picture: Hashed, item: T) -> None:
-        if not _featureless(picture):
-            code = _code(picture)
-            entry = code, item
-            for key in _bands(code):
-                self._buckets.setdefault(key, []).append(entry)
+        if _featureless(picture):
+            return
+        code, place = _code(picture), len(self._codes)
+        self._codes.append(code)
+        self._items.append(item)
+        for key, chain in zip(_bands(code), self._next, strict=True):
+            chain.append(self._heads[key])
+            self._heads[key] = place
 
 
 def _code(picture: Hashed) -> int:
@@ -72,7 +83,7 @@ def _code(picture: Hashed) -> int:
 def _bands(code: int) -> list[int]:
     bits = np.unpackbits(np.frombuffer(code.to_bytes(16, "big"), dtype=np.uint8))
     values: list[int] = (bits[SPREAD] @ POWERS).tolist()
-    return [value << 4 | band for band, value in enumerate(values)]
+    return [band << BITS | value for band, value in enumerate(values)]
 
 
 def _featureless(picture: Hashed) -> bool:

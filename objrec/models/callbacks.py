@@ -32,7 +32,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def was_validated(trainer: L.Trainer) -> bool:
     """Whether the epoch that ends is one of those that are validated: the metrics are of an earlier one otherwise."""
-    return (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+    every: int = trainer.check_val_every_n_epoch or 1
+    done: int = trainer.current_epoch + 1
+    return done % every == 0
 
 
 class History(L.Callback):

@@ -91,7 +91,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]  # timm is not followed
 def cifar_net(pretrained: bool = False, **options: Any) -> CifarNet:
     """Create a CifarNet as ``timm.create_model`` does. Raises ValueError for trained weights: there are none."""
     if pretrained:

@@ -44,11 +44,14 @@ class Muon(Optimizer):
         steps: int,
     ) -> None:
         given = list(params)
-        groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+        groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
         divided: list[dict[str, Any]] = []
         for group in groups:
-            rate, decay = group.get("lr", lr), group.get("weight_decay", weight_decay)
-            kernels, matrices, vectors = [], [], []
+            rate: float = group.get("lr", lr)
+            decay: float = group.get("weight_decay", weight_decay)
+            kernels: list[Tensor] = []
+            matrices: list[Tensor] = []
+            vectors: list[Tensor] = []
             for p in group["params"]:
                 (kernels if p.ndim == 4 else matrices if p.ndim == 2 else vectors).append(p)
             divided += [
@@ -61,7 +64,7 @@ class Muon(Optimizer):
         super().__init__([g for g in divided if g["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters that have gradients."""
         loss = None
         if closure is not None:
@@ -74,8 +77,10 @@ class Muon(Optimizer):
         return loss
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        grad = p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
+        grad = p.grad
         assert grad is not None
+        if group["weight_decay"]:
+            grad = grad.add(p, alpha=group["weight_decay"])
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)
@@ -93,7 +98,7 @@ def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
     Source: a Newton-Schulz iteration with the coefficients of Jordan et al., 2024.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
+    x: Tensor = matrix.bfloat16()
     x = x / (x.norm() + 1e-7)
     tall = x.size(0) > x.size(1)
     if tall:

@@ -270,7 +270,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         gradient_clip_val=config.train.gradient_clip,
         accumulate_grad_batches=config.train.accumulate,
         sync_batchnorm=config.compute.sync_batchnorm,
-        check_val_every_n_epoch=config.train.validate_every,
+        check_val_every_n_epoch=_epochs_between_validations(config.train.validate_every, config.train.max_epochs),
         limit_train_batches=limit if limit is not None else 1.0,
         limit_val_batches=limit if limit is not None else 1.0,
         log_every_n_steps=config.train.log_every_n_steps,
@@ -283,6 +283,11 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         use_distributed_sampler=False,  # ours knows rank and world
         deterministic="warn" if hardware.accelerator != "cpu" else False,
     )
+
+
+def _epochs_between_validations(every: int, epochs: int) -> int:
+    """Return the greatest divisor of ``epochs`` up to ``every``: the last epoch is the one that must be validated."""
+    return max(n for n in range(1, every + 1) if epochs % n == 0)
 
 
 def backbone_options(config: Config) -> dict[str, Any]:
