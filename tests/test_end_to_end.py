@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import os
 import random
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import onnxruntime
 import pytest
 from conftest import shared_file
 from test_startup import HEAVY, PROBE
@@ -84,6 +87,49 @@ def test_the_endpoint_predict_and_evaluate_agree(project: Path) -> None:
     said = [s[0] if isinstance(s, list) else s for s in said]
     assert answer["label"] == said[0]["label"] == said[1]["label"]
     assert answer["probability"] == pytest.approx(said[1]["probability"], abs=1e-4)
+
+
+@pytest.mark.parametrize("cache", ["off", "disk"])
+def test_the_model_is_as_accurate_on_the_decoded_store_as_on_the_files(project: Path, cache: str) -> None:
+    from objrec.config.load import load_config
+    from objrec.datamodules.image_folder import ImageFolderDataModule
+    from objrec.models.card import ModelCard
+
+    places = outputs(project)
+    config, card = load_config([f"datamodule.cache={cache}"]), ModelCard.load(places["model_dir"])
+    data = ImageFolderDataModule(
+        **{name: places[name] for name in ("train_dir", "valid_dir", "test_dir")},
+        preprocessing=card.preprocessing,
+        batch_size=3,
+        augmentation=config.augmentation,
+        settings=config.datamodule,
+        seed=0,
+        max_pixels=10**6,
+        cache_dir=project / "stores",
+    )
+    model = onnxruntime.InferenceSession(places["model_dir"] / "model.onnx", providers=["CPUExecutionProvider"])
+    said, right = [], []
+    for batch in data.test_dataloader():
+        images, targets = data.on_after_batch_transfer(batch, 0)
+        said += model.run(None, {"input": images.numpy()})[0].argmax(axis=1).tolist()
+        right += targets.tolist()
+    assert (project / "stores" / "decoded").is_dir() == (cache == "disk")
+    with (places["report_dir"] / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [card.class_names[i] for i in said] == [row["prediction"] for row in rows]
+    correct = sum(s == r for s, r in zip(said, right, strict=True))
+    assert correct / len(rows) == json.loads(places["accuracy_file"].read_text())["accuracy"]
+
+
+def test_torch_serves_the_same_model(project: Path) -> None:
+    from objrec.models.card import ModelCard
+    from objrec.serving.predictor import Predictor
+
+    model_dir = outputs(project)["model_dir"]
+    pictures = sorted(outputs(project)["test_dir"].glob("*/*.jpg"))
+    pixels = np.stack([ModelCard.load(model_dir).preprocessing.pixels(p, max_pixels=10**6) for p in pictures])
+    by_torch, by_onnx = (Predictor.load(model_dir, runtime=name).logits(pixels) for name in ("torch", "onnxruntime"))
+    np.testing.assert_allclose(by_torch, by_onnx, atol=1e-3)
 
 
 def test_a_second_run_reuses_refuses_to_deploy_and_imports_no_torch(project: Path) -> None:

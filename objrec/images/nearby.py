@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 BANDS: Final = 7
-BITS: Final = 18  # of a band; of 128 bits two are left over
-SPREAD: Final = (
-    np.random.default_rng(0).permutation(128)[: BANDS * BITS].reshape(BANDS, BITS)
-)  # neighbouring bits say much the same
-POWERS: Final = 1 << np.arange(BITS)
+BITS: Final = 19  # of the longest band
+# Bit 8 r + c of the hash by rows, and of that by columns, belongs to the band of its diagonal: neighbours on the
+# picture say much the same, so a band whose bits lie far from each other tells more strangers apart.
+SPREAD: Final = [
+    [64 * half + 8 * r + c for half in (0, 1) for r in range(8) for c in range(8) if (3 * r + c + 3 * half) % 7 == band]
+    for band in range(BANDS)
+]
 FEATURELESS: Final = 10  # set or unset bits below which a half of the hash says too little to compare by
 T = TypeVar("T")
 Indices = npt.NDArray[np.intp]
@@ -34,8 +37,8 @@ class NearbyIndex(Generic[T]):
 
     The hash is two 64-bit difference hashes, by rows and by columns. By the pigeonhole principle two hashes that differ
     in fewer bits than there are bands agree in at least one band, so only the pictures that share one are compared
-    (M. Norouzi et al., "Fast Search in Hamming Space with Multi-Index Hashing", 2012). With 18-bit bands a bucket holds
-    n / 262144 strangers, and a caller that inserts no near-duplicates keeps every bucket small.
+    (M. Norouzi et al., "Fast Search in Hamming Space with Multi-Index Hashing", 2012). A band has 18 or 19 bits, so
+    few strangers share one, and a caller that inserts no near-duplicates keeps every bucket small.
 
     Args:
         distance: below the number of bands.
@@ -80,10 +83,21 @@ def _code(picture: Hashed) -> int:
     return picture.rows << 64 | picture.columns
 
 
+@cache
+def _band_table() -> list[list[int]]:
+    """Return for each byte of a code and each of its values the bits that it adds to the bands, ``BITS`` for each."""
+    places = {bit: band * BITS + i for band, bits in enumerate(SPREAD) for i, bit in enumerate(bits)}
+    return [
+        [sum(1 << places[8 * byte + i] for i in range(8) if value << i & 128) for value in range(256)]
+        for byte in range(16)
+    ]
+
+
 def _bands(code: int) -> list[int]:
-    bits = np.unpackbits(np.frombuffer(code.to_bytes(16, "big"), dtype=np.uint8))
-    values: list[int] = (bits[SPREAD] @ POWERS).tolist()
-    return [band << BITS | value for band, value in enumerate(values)]
+    together = 0
+    for byte, adds in zip(code.to_bytes(16, "big"), _band_table(), strict=True):
+        together |= adds[byte]
+    return [band << BITS | together >> band * BITS & (1 << BITS) - 1 for band in range(BANDS)]
 
 
 def _featureless(picture: Hashed) -> bool:
@@ -95,7 +109,7 @@ def near_pairs(codes: Sequence[int], distance: int) -> Iterator[tuple[Indices, I
     """Yield the pairs of near-duplicates among many pictures at once, as arrays of indices.
 
     Finds what ``NearbyIndex`` finds, by sorting each band instead of keeping buckets, in a tenth of its memory. A pair
-    may come more than once. Time is n log n as long as few strangers agree in 18 bits of 128, and grows with the number
+    may come more than once. Time is n log n as long as few strangers agree in a band, and grows with the number
     of pairs: give equal codes once.
 
     Args:
@@ -109,7 +123,7 @@ def near_pairs(codes: Sequence[int], distance: int) -> Iterator[tuple[Indices, I
     used = np.flatnonzero(((counts >= FEATURELESS) & (counts <= 64 - FEATURELESS)).all(axis=1))
     for band in SPREAD:
         value = np.zeros(len(used), dtype=np.int64)
-        for bit in band.tolist():
+        for bit in band:
             value = value << 1 | (raw[used, bit // 8] >> (7 - bit % 8)) & 1
         order = np.argsort(value, kind="stable")
         value, items = value[order], used[order]
