@@ -6,7 +6,7 @@ import csv
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib import metadata, resources
 from pathlib import Path
@@ -24,10 +24,10 @@ from objrec.evaluation.galleries import (
     picture_uri,
     surest_mistakes,
 )
-from objrec.evaluation.heatmaps import make_explainer
+from objrec.evaluation.heatmaps import Explainer
 from objrec.evaluation.metrics import Predictions, confusion_matrix
 from objrec.evaluation.pictures import draw_confusion_matrix
-from objrec.evaluation.study import Model, Study
+from objrec.evaluation.study import Study
 from objrec.images.folders import list_split
 
 MISTAKES: Final = 24
@@ -39,9 +39,18 @@ LIBRARIES: Final = ("objrec", "onnxruntime", "numpy", "pillow")
 
 
 def write_report(
-    study: Study, model: Model, report_dir: Path, *, model_dir: Path, train_dir: Path | None, max_pixels: int
+    study: Study,
+    explainer: Callable[[], Explainer],
+    report_dir: Path,
+    *,
+    model_dir: Path,
+    train_dir: Path | None,
+    max_pixels: int,
 ) -> None:
-    """Write ``report.html``, ``metrics.json``, the CSV files and ``confusion_matrix.png``; none tells the time."""
+    """Write ``report.html``, ``metrics.json``, the CSV files and ``confusion_matrix.png``; none tells the time.
+
+    ``explainer`` is asked for only if there is a picture to explain.
+    """
     p = study.predictions
     rows = prediction_rows(p)
     for name, values in study.columns.items():
@@ -52,11 +61,13 @@ def write_report(
     write_csv(report_dir / "predictions.csv", rows)
     write_csv(report_dir / "unknown.csv", study.unknown_scores)
     draw_confusion_matrix(confusion_matrix(p), study.card.class_names).save(report_dir / "confusion_matrix.png")
-    page = _page(study, model, model_dir=model_dir, train_dir=train_dir, max_pixels=max_pixels)
+    page = _page(study, explainer, model_dir=model_dir, train_dir=train_dir, max_pixels=max_pixels)
     (report_dir / "report.html").write_text(page, encoding="utf-8")
 
 
-def _page(study: Study, model: Model, *, model_dir: Path, train_dir: Path | None, max_pixels: int) -> str:
+def _page(
+    study: Study, explainer: Callable[[], Explainer], *, model_dir: Path, train_dir: Path | None, max_pixels: int
+) -> str:
     p, m = study.predictions, study.metrics
     mistakes, rights = surest_mistakes(p, MISTAKES), least_certain_rights(p, UNCERTAIN)
     suspects = study.suspects[:SUSPECTS]
@@ -67,8 +78,8 @@ def _page(study: Study, model: Model, *, model_dir: Path, train_dir: Path | None
     explained = list(dict.fromkeys([*mistakes, *rights]))
     method, heats = "", {}
     if explained:
-        explainer = make_explainer(model_dir, study.card.preprocessing, model.logits)
-        method, heats = explainer.method, heat_maps(explainer, p, pixels, explained[: explainer.pictures])
+        how = explainer()
+        method, heats = how.method, heat_maps(how, p, pixels, explained[: how.pictures])
     doubts = [
         Card(
             s["index"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -32,6 +34,7 @@ class Predictor:
     card: ModelCard
     session: Session
     max_pixels: int = MAX_PIXELS
+    workers: int = 1
 
     @classmethod
     def load(
@@ -52,7 +55,7 @@ class Predictor:
             threads: of one prediction; 0 lets the runtime choose.
             runtime: ``onnxruntime``, ``openvino`` or ``torch``.
             precision: of the arithmetic: ``fp32``, ``bf16`` or ``int8``.
-            workers: how many threads will call at once.
+            workers: how many threads will call at once; a batch is divided among as many, except on a GPU.
             int8: the quantised model, for ``precision="int8"``.
             max_pixels: pictures above it are refused, see ``objrec.images.decode``.
             verify: check the hashes of the files first; False only where the caller has just done so.
@@ -68,7 +71,7 @@ class Predictor:
         session = open_session(
             model_dir, card, runtime=runtime, precision=precision, threads=threads, workers=workers, int8=int8
         )
-        return cls(card, session, max_pixels)
+        return cls(card, session, max_pixels, workers)
 
     def pixels(self, picture: bytes | Path) -> npt.NDArray[np.uint8]:
         """Decode and crop a picture to uint8 (size, size, 3). Raises ImageError."""
@@ -76,7 +79,16 @@ class Predictor:
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Map uint8 (N, size, size, 3) to float32 logits (N, classes)."""
-        return self.session.logits(pixels)
+        if self.workers == 1 or self.session.batched or len(pixels) == 1:
+            return self.session.logits(pixels)
+        import numpy as np
+
+        parts = np.array_split(pixels, min(self.workers, len(pixels)))
+        return np.concatenate(list(self._threads.map(self.session.logits, parts)))
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.workers)
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Map uint8 (N, size, size, 3) to calibrated probabilities (N, classes), rows summing to 1."""

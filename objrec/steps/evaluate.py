@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -30,36 +32,46 @@ ACCURACY_KEYS = (
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
     """Measure the model on test pictures and write the accuracy and a report."""
     from objrec.evaluation.files import write_json
+    from objrec.evaluation.heatmaps import make_explainer
     from objrec.evaluation.report import write_report
     from objrec.evaluation.study import Settings, conduct
+    from objrec.models.card import ModelCard
     from objrec.serving.predictor import Predictor
 
     runtime = choose_runtime(config.compute.runtime, config.compute.accelerator)
-    load = partial(Predictor.load, runtime=runtime, workers=2)  # not alone: pictures are decoded at the same time
-    model = load(inputs["model_dir"])
+    # a thread a picture wastes less than threads that wait for each other at every layer
+    load = partial(Predictor.load, runtime=runtime, threads=1, workers=os.cpu_count() or 1)
+    preprocessing = ModelCard.load(inputs["model_dir"]).preprocessing
     settings = Settings(
         batch_size=config.evaluate.batch_size,
         max_pixels=config.images.max_pixels,
         slices=config.evaluate.slices,
         robustness=config.evaluate.robustness,
     )
-    study = conduct(
-        model,
-        inputs["test_dir"],
-        settings,
-        train_dir=inputs.get("train_dir"),
-        raw_data_dir=inputs.get("raw_data_dir"),
-        unknown_dir=inputs.get("unknown_dir"),
-        other=load(inputs["compare_dir"]) if "compare_dir" in inputs else None,
-    )
-    write_report(
-        study,
-        model,
-        outputs["report_dir"],
-        model_dir=inputs["model_dir"],
-        train_dir=inputs.get("train_dir"),
-        max_pixels=config.images.max_pixels,
-    )
+    with ThreadPoolExecutor(
+        1
+    ) as aside:  # while only one core is busy; the model is at hand when pictures are explained
+        explainer = aside.submit(
+            make_explainer, inputs["model_dir"], preprocessing, lambda pixels: model.logits(pixels)
+        )
+        model: Predictor = load(inputs["model_dir"])
+        study = conduct(
+            model,
+            inputs["test_dir"],
+            settings,
+            train_dir=inputs.get("train_dir"),
+            raw_data_dir=inputs.get("raw_data_dir"),
+            unknown_dir=inputs.get("unknown_dir"),
+            other=load(inputs["compare_dir"]) if "compare_dir" in inputs else None,
+        )
+        write_report(
+            study,
+            explainer.result,
+            outputs["report_dir"],
+            model_dir=inputs["model_dir"],
+            train_dir=inputs.get("train_dir"),
+            max_pixels=config.images.max_pixels,
+        )
     write_json(outputs["accuracy_file"], {key: study.metrics[key] for key in ACCURACY_KEYS})
 
 
