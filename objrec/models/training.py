@@ -41,6 +41,7 @@ from objrec.models.classifier import Classifier
 from objrec.models.finetuning import Freeze
 from objrec.models.folder import save_model_folder
 from objrec.models.hardware import Hardware, choose_hardware, memory_advice
+from objrec.models.im2col import use_im2col
 from objrec.models.loggers import make_loggers
 from objrec.models.losses import ClassificationLoss, balanced_weights
 from objrec.models.pictures import FirstBatch
@@ -203,6 +204,8 @@ def _classifier(config: Config, data: ImageFolderDataModule, settled: Settled) -
     ).to(memory_format=torch.channels_last)
     if config.compute.compile:
         module.model.compile()
+    else:
+        use_im2col(module.model)
     return module
 
 
