@@ -43,9 +43,10 @@ class Im2colConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            (down, right), (h, w), (sy, sx) = self.padding, self.kernel_size, self.stride
+            (h, w), (sy, sx) = self.kernel_size, self.stride
+            down, right = map(int, self.padding)
             height, width = images.shape[2:]
-            if ((height + 2 * int(down) - h) // sy + 1) * ((width + 2 * int(right) - w) // sx + 1) <= LARGEST:
+            if ((height + 2 * down - h) // sy + 1) * ((width + 2 * right - w) // sx + 1) <= LARGEST:
                 dtype = torch.get_autocast_dtype("cpu")
                 out: Tensor = _Product.apply(images.to(dtype), self.weight.to(dtype), self.stride, self.padding)
                 return out if self.bias is None else out + self.bias.to(dtype)[:, None, None]
