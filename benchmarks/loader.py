@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=3840)
     parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--imports", nargs="*", default=(), help="modules that every process imports first, as lightning"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--counts", type=int, nargs="*", default=[25_000, 50_000, 100_000, 200_000])
     parser.add_argument("--scratch", type=Path, help="kept for the next time; otherwise a temporary folder")
@@ -119,6 +122,7 @@ class Loader:
         self.rates: list[float] = []
         self.first_memory = self.memory = 0
         command = [python, HERE / "loader_peers.py", name, folder, scratch, arguments.size, arguments.workers]
+        command += arguments.imports
         self._process = subprocess.Popen(
             [str(c) for c in command],
             stdin=subprocess.PIPE,

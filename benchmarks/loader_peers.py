@@ -1,6 +1,6 @@
 """One loader of training batches in a process of its own; ``benchmarks/loader.py`` starts it and says when to go.
 
-    python benchmarks/loader_peers.py NAME FOLDER SCRATCH SIZE WORKERS
+    python benchmarks/loader_peers.py NAME FOLDER SCRATCH SIZE WORKERS [MODULE to import]
 
 Every one of them gives the same thing: batches of 64 shuffled pictures, cut by RandomResizedCrop with the usual ranges,
 half of them mirrored, normalised to float32. Each line read is answered by an epoch: pictures, seconds.
@@ -8,6 +8,7 @@ half of them mirrored, normalised to float32. Each line read is answered by an e
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -162,7 +163,9 @@ LOADERS = (objrec_store, objrec_files, torchvision_imagefolder, timm, litdata, d
 
 
 def main() -> None:
-    name, folder, scratch, size, workers = sys.argv[1:]
+    name, folder, scratch, size, workers, *modules = sys.argv[1:]
+    for module in modules:
+        importlib.import_module(module)
     makers = {maker.__name__: maker for maker in LOADERS}
     epoch = makers[name](Path(folder), Path(scratch), int(size), int(workers))
     print("ready", flush=True)
