@@ -16,7 +16,7 @@ from PIL import Image
 from objrec.config.load import load_config
 from objrec.images.decode import ImageError, decode
 from objrec.images.geometry import Preprocessing
-from objrec.images.jpeg import decode_jpeg
+from objrec.images.jpeg import decode_jpeg, plain_size
 from objrec.pipeline.step import restrict
 from objrec.steps.preprocess import STEP
 
@@ -189,6 +189,21 @@ def test_a_header_that_promises_too_much_is_refused_before_decoding() -> None:
     assert status(huge_jpeg()) == "too_large"
     assert status(two_headed_jpeg()) in ("corrupt", "too_large")
     assert decode_jpeg(encoded(scene(), "JPEG"), size=(95, 64), at_least=None) is None, "readers must agree on the size"
+
+
+def test_only_a_jpeg_that_is_upright_for_sure_is_read_the_short_way() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="3"/></x:xmpmeta>'
+    turned = scene().transpose(Image.Transpose.ROTATE_180)
+    for image in (scene(), scene().convert("L")):
+        assert plain_size(encoded(image, "JPEG")) == (96, 64)
+    for options in ({"exif": exif}, {"xmp": xmp}):
+        data = encoded(turned, "JPEG", quality=95, **options)
+        assert plain_size(data) is None
+        assert is_scene(decode(data, max_pixels=MAX_PIXELS))
+    for data in (b"", encoded(scene(), "PNG"), encoded(scene().convert("CMYK"), "JPEG"), b"\xff\xd8\xff\xe0"):
+        assert plain_size(data) is None
 
 
 def test_extreme_shapes() -> None:

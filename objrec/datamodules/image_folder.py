@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -234,10 +235,20 @@ class ImageFolderDataModule(L.LightningDataModule):
         normalised = self.normalize(images)
         return normalised if targets is None else (normalised, targets)
 
-    def first_pictures(self, count: int = 2000) -> Tensor:
-        """Return some training pictures as the model sees them without augmentation, float32 (count, 3, H, W)."""
-        chosen = np.linspace(0, len(self.train_targets) - 1, min(count, len(self.train_targets))).astype(int).tolist()
-        return self.normalize(self._batches("train")[Draw(chosen)].images)
+    def some(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield up to ``count`` pictures from all over a split as the model sees them without augmentation.
+
+        Returns:
+            Batches of float32 (N, 3, H, W) and int64 (N,) targets.
+        """
+        data = self._batches(split)
+        assert data.targets is not None
+        count = min(count, len(data.targets))
+        chosen = np.linspace(0, len(data.targets) - 1, count).astype(int)
+        for part in np.array_split(chosen, -(-count // self.batch_size)):
+            batch = data[Draw(part.tolist())]
+            assert batch.targets is not None
+            yield self.normalize(batch.images), batch.targets
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 (N, 3, H, W) into what ``Preprocessing.normalize`` makes of it, channels last in memory.

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from objrec.images.jpeg import decode_jpeg
+from objrec.images.jpeg import decode_jpeg, plain_size
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    Pixels = npt.NDArray[np.uint8]
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # what web pictures come as; anything else is refused
 EXTENSIONS: Final = {
@@ -120,15 +122,21 @@ def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, tar
             raise
         except OSError as error:
             raise ImageError("corrupt", f"cannot be read: {error.strerror}") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what is checked here, and of odd metadata
-        with open_checked(data, max_pixels=max_pixels, min_size=min_size) as image:
-            try:
+    try:
+        if (size := plain_size(data)) is not None:
+            _check_size(*size, max_pixels=max_pixels, min_size=min_size)
+            if (decoded := _load_jpeg(data, size, target)) is not None:
+                return Decoded(*decoded, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is checked here, and of odd metadata
+            with open_checked(data, max_pixels=max_pixels, min_size=min_size) as image:
                 return _load(image, data, target)
-            except MemoryError:
-                raise ImageError("too_large", "out of memory while decoding") from None
-            except Exception as error:
-                raise ImageError("corrupt", str(error) or type(error).__name__) from None
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError("too_large", "out of memory while decoding") from None
+    except Exception as error:
+        raise ImageError("corrupt", str(error) or type(error).__name__) from None
 
 
 def open_checked(data: bytes, *, max_pixels: int, min_size: int = 1) -> Image.Image:
@@ -141,23 +149,33 @@ def open_checked(data: bytes, *, max_pixels: int, min_size: int = 1) -> Image.Im
         raise ImageError("unsupported", f"not a picture in one of {', '.join(FORMATS)}") from None
     except Exception as error:
         raise ImageError("corrupt", f"header: {error}") from None
-    width, height = image.size
+    _check_size(*image.size, max_pixels=max_pixels, min_size=min_size)
+    return image
+
+
+def _check_size(width: int, height: int, *, max_pixels: int, min_size: int) -> None:
     if width * height > max_pixels:
         raise ImageError("too_large", f"{width} x {height} pixels, more than {max_pixels}")
     if min(width, height) < min_size:
         raise ImageError("too_small", f"{width} x {height} pixels, the shorter side is under {min_size}")
-    return image
+
+
+def _load_jpeg(data: bytes, size: tuple[int, int], target: int | None) -> tuple[Pixels, float, float] | None:
+    """Return pixels, width and height as of ``Decoded``; None where the file is not entirely well-formed."""
+    found = decode_jpeg(data, size=size, at_least=None if target is None else math.ceil(FINER * target))
+    if found is None:
+        return None
+    pixels, eighths = found
+    return pixels, size[0] * eighths / 8, size[1] * eighths / 8
 
 
 def _load(image: Image.Image, data: bytes, target: int | None) -> Decoded:
     import numpy as np
 
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        width, height = image.size
-        found = decode_jpeg(data, size=(width, height), at_least=None if target is None else math.ceil(FINER * target))
-        if found is not None:
-            pixels, eighths = found
-            return Decoded(pixels, width * eighths / 8, height * eighths / 8, _orientation(image))
+        decoded = _load_jpeg(data, image.size, target)
+        if decoded is not None:
+            return Decoded(*decoded, _orientation(image))
     image.load()  # verify() is not enough: damaged data shows only when it is decoded
     orientation = _orientation(image)  # only now: Pillow turns a TIFF as it loads, and a PNG may say it at its end
     pixels = np.asarray(_to_rgb(image))

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+COLOURS: Final = ("YCbCr", "RGB", "Gray")
+TURNED: Final = (b"Exif\0\0", b"tiff:Orientation")  # where a file may say which way up it is
+
+
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a JPEG in colour or grey that says nothing of its orientation, from its header.
+
+    None for anything else: whoever knows all formats and their metadata must look. That takes ten times as long, and
+    holds the interpreter lock meanwhile.
+    """
+    import simplejpeg
+
+    if data[:2] != b"\xff\xd8" or any(mark in data for mark in TURNED):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colours in COLOURS else None
 
 
 def decode_jpeg(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import sys
@@ -51,7 +50,8 @@ from objrec.models.resume import TERMINATED, Checkpoints, MidEpoch, open_checkpo
 from objrec.models.trial import find_batch_size, find_learning_rate
 
 SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "datamodule", "train", "seed")
-
+ADAPTED_TO = 2000  # training pictures by which a backbone may set its first layer
+CALIBRATED_ON = 2000  # validation pictures: a temperature and a percentile need no more, and fp32 is slow
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -83,7 +83,7 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = _classifier(config, data, settled)
     if config.backbone.weights is None and callable(adapt_to := getattr(module.model, "adapt_to", None)):
-        adapt_to(data.first_pictures())
+        adapt_to(torch.cat([images for images, _ in data.some("train", ADAPTED_TO)]))
     trainer = make_trainer(config, hardware, training_dir, checkpoints)
     try:
         with memory_advice(settled.batch_size):
@@ -333,10 +333,10 @@ def _take_best(trainer: L.Trainer, module: Classifier) -> dict[str, float]:
 def _validation_outputs(
     model: nn.Module, data: ImageFolderDataModule, limit: int | None
 ) -> tuple[torch.Tensor, Logits, npt.NDArray[np.int64]]:
-    """Return some validation pictures, normalised, and the logits and targets of all (of ``limit`` batches)."""
+    """Return a few validation pictures, normalised, and logits and targets of up to ``CALIBRATED_ON``."""
     some, logits, targets = None, [], []
-    for batch in itertools.islice(data.val_dataloader(), limit):
-        images, target = data.on_after_batch_transfer(batch, 0)
+    count = CALIBRATED_ON if limit is None else min(CALIBRATED_ON, limit * data.batch_size)
+    for images, target in data.some("valid", count):
         some = images[:16].contiguous() if some is None else some
         logits.append(_logits(model, images.contiguous().numpy()))
         targets.append(target.numpy())
