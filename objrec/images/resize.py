@@ -53,7 +53,7 @@ def resize_box(
         use_alpha=False,
     )
     resizer.resize(source, square, options)
-    return np.frombuffer(square.get_buffer(), dtype=np.uint8).reshape(size, size, 3)
+    return np.array(np.frombuffer(square.get_buffer(), dtype=np.uint8)).reshape(size, size, 3)  # bytes: not writable
 
 
 def pillow_resize(

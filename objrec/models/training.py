@@ -374,5 +374,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")  # a frozen part
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # the datamodule is
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
