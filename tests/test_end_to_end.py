@@ -172,13 +172,13 @@ def test_a_sweep_goes_on_after_a_failed_job_and_says_so(project: Path) -> None:
 def test_real_pictures_from_random_weights(tmp_path: Path) -> None:
     """A short version of experiment=cifar10_cpu: a tenth of the pictures, smaller, three epochs."""
     archive = shared_file("cifar10-20k.zip")
-    short = ["ingest.num_images=200", "preprocess.image_size=32", "train.max_epochs=3", "train.batch_size=32"]
+    short = ["ingest.num_images=200", "preprocess.image_size=32", "train.max_epochs=3", "train.batch_size=100"]
     done = command(
         tmp_path, "objrec.pipeline", "experiment=cifar10_cpu", f"source.path={archive}", *short, "deploy.start=false"
     )
     assert done.returncode == 0, done.stderr
     assert statuses(tmp_path) == ["ran"] * 5
-    assert last_run(tmp_path)["accuracy"] > 0.15  # chance is 0.1, with a standard error of 0.015
+    assert last_run(tmp_path)["accuracy"] > 0.3  # 0.56 was measured; chance is 0.1, with a standard error of 0.015
 
 
 @pytest.mark.slow
