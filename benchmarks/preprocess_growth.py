@@ -1,8 +1,8 @@
 """How time and memory of the preprocess step grow with the number of small pictures.
 
-    PYTHONPATH=. python benchmarks/preprocess_growth.py CIFAR.zip [--counts 20000 40000 100000]
+    PYTHONPATH=. python benchmarks/preprocess_growth.py CIFAR.zip [--counts 20000 40000 100000 200000]
 
-``CIFAR.zip`` holds ``<class>/<picture>`` of 32 px; turned and mirrored copies (up to eight of each) make more of them.
+``CIFAR.zip`` holds ``<class>/<picture>`` of 32 px; turned, mirrored and inverted copies (up to sixteen of each) make more.
 The step runs as a process of its own for each count; memory is the peak of the parent, and of the largest worker.
 """
 
@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 CHILD = """
@@ -37,10 +37,21 @@ print(seconds, *peaks)
 """
 
 
+def turned(data: bytes, turn: int) -> bytes:
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    if turn >= 8:
+        picture = ImageOps.invert(picture)
+    if turn % 8:
+        picture = picture.transpose(Image.Transpose(turn % 8 - 1))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
-    parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 40_000, 100_000])
+    parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 40_000, 100_000, 200_000])
     arguments = parser.parse_args()
     print("| pictures | seconds | microseconds a picture | parent, MB | worker, MB |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(arguments.pictures) as archive:
@@ -52,11 +63,7 @@ def main() -> None:
                 target = Path(place) / "raw" / Path(name).parent.name / f"{turn}-{Path(name).name}"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 data = archive.read(name)
-                if turn:
-                    file = io.BytesIO()
-                    Image.open(io.BytesIO(data)).transpose(Image.Transpose(turn - 1)).save(file, "JPEG", quality=95)
-                    data = file.getvalue()
-                target.write_bytes(data)
+                target.write_bytes(turned(data, turn) if turn else data)
             made = count
             line = [sys.executable, "-c", CHILD, f"{place}/raw", f"{place}/out{count}"]
             done = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True)

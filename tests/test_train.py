@@ -206,6 +206,11 @@ def test_an_unknown_backbone_is_told_with_the_nearest(data: Path, tmp_path: Path
         train(data, tmp_path, "backbone.name=resnet81")
 
 
+def test_an_option_of_another_optimizer_is_told_with_the_cure(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"AdamW cannot be created: .*'head_lr'.*'~optimizer.head_lr'"):
+        train(data, tmp_path, "+optimizer.head_lr=3")
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_cure(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is not finite at step \d+.*train.learning_rate"):
         train(data, tmp_path, "train.learning_rate=1e18", "optimizer.weight_decay=0.1", "train.max_epochs=3")

@@ -148,6 +148,12 @@ def test_a_schedule_that_never_thaws_is_refused(tmp_path: Path) -> None:
         load_config(["train.freeze_epochs=10", "train.max_epochs=10"])
 
 
+def test_keeping_the_statistics_of_random_weights_is_refused() -> None:
+    with pytest.raises(UserError, match="train.freeze_batch_norm: random weights"):
+        load_config(["train.freeze_batch_norm=true", "backbone.pretrained=false"])
+    load_config(["train.freeze_batch_norm=true", "backbone.pretrained=false", "backbone.weights=x.safetensors"])
+
+
 def test_weights_under_other_names_are_paired_in_order(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

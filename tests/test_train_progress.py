@@ -192,7 +192,7 @@ def test_an_interrupted_training_stays_one_mlflow_run(
 
 
 def test_inside_a_job_the_platforms_run_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objrec.models.loggers import make_loggers
+    from objrec.models import loggers
 
     monkeypatch.setenv("MLFLOW_RUN_ID", "the-jobs-run")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://studio.example")
@@ -202,8 +202,9 @@ def test_inside_a_job_the_platforms_run_is_used(tmp_path: Path, monkeypatch: pyt
         built.append((target, dict(options), key))
         return SimpleNamespace(run_id=options["run_id"])
 
+    monkeypatch.setattr(loggers, "construct", construct)
     nodes = load_config(["logger=mlflow"]).logger
-    make_loggers(nodes, training_dir=tmp_path, runs_dir=tmp_path / "runs", construct=construct)
+    loggers.make_loggers(nodes, training_dir=tmp_path, runs_dir=tmp_path / "runs")
     ((_, options, key),) = built
     assert (options["run_id"], options["tracking_uri"], key) == (
         "the-jobs-run",

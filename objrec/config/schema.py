@@ -197,6 +197,7 @@ class Train(Section):
     class_weights: Literal["none", "balanced"]
     label_smoothing: Annotated[Share, Field(lt=1)]
     freeze_epochs: Annotated[Int, Field(ge=0)]
+    freeze_batch_norm: bool
     ema: Annotated[Share, Field(lt=1)] | None
     progressive_resize: Annotated[Float, Field(gt=0, lt=1)] | None
     gradient_clip: Annotated[Float, Field(gt=0)] | None
@@ -449,6 +450,11 @@ class Config(Section):
             problems.append(
                 f"train.freeze_epochs={self.train.freeze_epochs} leaves no epoch of {self.train.max_epochs} to train "
                 "more than the head; for that, backbone.frozen=true"
+            )
+        if self.train.freeze_batch_norm and not self.backbone.pretrained and self.backbone.weights is None:
+            problems.append(
+                "train.freeze_batch_norm: random weights have no batch statistics to keep: backbone.pretrained=true, "
+                "backbone.weights=FILE, or train.freeze_batch_norm=false"
             )
         monitored = {"val/acc", "val/loss", "val/f1", "val/ece", "train/loss", "train/acc"}
         for where, node in [("scheduler", self.scheduler), *((f"callbacks.{k}", v) for k, v in self.callbacks.items())]:

@@ -9,13 +9,13 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from hydra.utils import get_class
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from objrec.config.errors import UserError
 from objrec.datamodules.sampling import InOrder
+from objrec.models.construct import construct
 from objrec.models.finetuning import Freeze, parameter_groups
 from objrec.models.resizing import ProgressiveResize
 
@@ -170,7 +170,7 @@ class Classifier(L.LightningModule):
         """Create the optimizer with its parameter groups. Raises UserError."""
         node = dict(self.optimizer_node)
         if self._trainer is not None and "fused" in node:
-            thaws = any(isinstance(c, Freeze) and c.epochs is not None for c in self.trainer.callbacks)
+            thaws = any(isinstance(c, Freeze) and c.epochs for c in self.trainer.callbacks)
             # it would undo the scaling of gradients itself, after they were clipped; and torch's fused SGD fails when
             # some parameters have momentum already and others not yet
             node["fused"] = node["fused"] and self.trainer.precision != "16-mixed" and not thaws
@@ -181,28 +181,19 @@ class Classifier(L.LightningModule):
             layer_decay=self.layer_decay,
             decay_norms=self.decay_norms,
         )
-        return _create(node, "optimizer", groups)  # type: ignore[no-any-return]
+        return construct(node.pop("_target_"), node, "optimizer", groups)  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
         options = dict(self.scheduler_node)
         interval, monitor = options.pop("interval"), options.pop("monitor")
         total = int(self.trainer.estimated_stepping_batches)
-        target = options["_target_"]
+        target = options.pop("_target_")
         if options.get("total_steps") == "auto" or target.endswith(("CosineWarmup", "LinearDecay")):
             options["total_steps"] = total
         if "max_lr" in options:
             scale = options["max_lr"] / self.optimizer_node["lr"]
             options["max_lr"] = [group["lr"] * scale for group in optimizer.param_groups]
-        scheduler = _create(options, "scheduler", optimizer)
+        scheduler = construct(target, options, "scheduler", optimizer)
         entry = {"scheduler": scheduler, "interval": interval, **({"monitor": monitor} if monitor else {})}
         return {"optimizer": optimizer, "lr_scheduler": entry}
-
-
-def _create(node: Mapping[str, Any], what: str, *positional: Any) -> Any:
-    """Create what a config node names, with a line for the user where it cannot be."""
-    options = {k: v for k, v in node.items() if k != "_target_"}
-    try:
-        return get_class(node["_target_"])(*positional, **options)
-    except Exception as error:
-        raise UserError(f"{what}: {node['_target_']} cannot be created: {error}") from error

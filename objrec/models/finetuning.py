@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from objrec.config.errors import UserError
 
@@ -70,15 +71,19 @@ def _without_decay(model: nn.Module) -> set[str]:
 class Freeze(L.Callback):
     """Train the head alone for some epochs, or for good; the frozen part keeps its batch statistics.
 
+    With ``batch_norm`` they are kept, and used, when it has thawed too: those of a few pictures are poor, and a running
+    mean of them lags behind weights that move (the advice of the Keras guide to transfer learning).
+
     With several processes the frozen gradients are computed and dropped, because DDP fixes what it exchanges at
     the start.
 
     Args:
         epochs: how long; None: for good.
+        batch_norm: whether batch norms go on as they came.
     """
 
-    def __init__(self, epochs: int | None) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int | None, *, batch_norm: bool = False) -> None:
+        self.epochs, self.batch_norm = epochs, batch_norm
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         head = {id(p) for p in head_of(pl_module.model).parameters()}
@@ -92,10 +97,10 @@ class Freeze(L.Callback):
 
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         frozen = self._frozen(trainer)
-        head = head_of(pl_module.model)
+        head = set(head_of(pl_module.model).modules())
         for module in pl_module.model.modules():
-            module.training = not frozen
-        head.train()
+            kept = self.batch_norm and isinstance(module, _BatchNorm)
+            module.training = (not frozen or module in head) and not kept
         if self.epochs is not None and trainer.world_size == 1:
             for p in self._body:
                 p.requires_grad_(not frozen)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-Construct = Callable[[str, Mapping[str, Any], str], Any]
+from objrec.models.construct import construct
 
 
-def make_loggers(nodes: Mapping[str, Any], *, training_dir: Path, runs_dir: Path, construct: Construct) -> list[Any]:
-    """Build what ``logger=`` names.
+def make_loggers(nodes: Mapping[str, Any], *, training_dir: Path, runs_dir: Path) -> list[Any]:
+    """Build what ``logger=`` names. Raises UserError.
 
     Args:
         nodes: of the config group.
         training_dir: takes what a logger writes to a folder, and the id of the MLflow run.
-        construct: (class path, options, config key) -> logger; raises UserError.
     """
     loggers = []
     for name, node in nodes.items():
@@ -24,16 +23,14 @@ def make_loggers(nodes: Mapping[str, Any], *, training_dir: Path, runs_dir: Path
             continue
         options = {k: v for k, v in node.items() if k != "_target_"}
         if "MLFlow" in node["_target_"]:
-            loggers.append(_mlflow(node["_target_"], options, training_dir, runs_dir, f"logger.{name}", construct))
+            loggers.append(_mlflow(node["_target_"], options, training_dir, runs_dir, f"logger.{name}"))
         else:
             options.setdefault("save_dir", str(training_dir / "logs"))
             loggers.append(construct(node["_target_"], options, f"logger.{name}"))
     return loggers
 
 
-def _mlflow(
-    target: str, options: dict[str, Any], training_dir: Path, runs_dir: Path, key: str, construct: Construct
-) -> Any:
+def _mlflow(target: str, options: dict[str, Any], training_dir: Path, runs_dir: Path, key: str) -> Any:
     """Inside a cloud job the platform's server and the run that it opened; elsewhere a database under ``runs_dir``."""
     in_a_job = os.environ.get("MLFLOW_RUN_ID")
     if options.get("tracking_uri") is None and (server := os.environ.get("MLFLOW_TRACKING_URI")):

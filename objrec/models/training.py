@@ -15,7 +15,6 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
-from hydra.utils import get_class
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -37,6 +36,7 @@ from objrec.models.backbones import (
 from objrec.models.callbacks import AtomicCheckpointIO, History
 from objrec.models.card import ModelCard
 from objrec.models.classifier import Classifier
+from objrec.models.construct import construct
 from objrec.models.finetuning import Freeze
 from objrec.models.folder import save_model_folder
 from objrec.models.hardware import Hardware, choose_hardware, memory_advice
@@ -251,16 +251,17 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
     ]
     if config.train.ema is not None:
         callbacks.append(MovingAverage(config.train.ema))
-    if config.backbone.frozen or config.train.freeze_epochs > 0:
-        callbacks.append(Freeze(None if config.backbone.frozen else config.train.freeze_epochs))
-    for node in config.callbacks.values():
+    frozen = None if config.backbone.frozen else config.train.freeze_epochs
+    if frozen != 0 or config.train.freeze_batch_norm:
+        callbacks.append(Freeze(frozen, batch_norm=config.train.freeze_batch_norm))
+    for name, node in config.callbacks.items():
         if node is not None:
             options = {k: v for k, v in node.items() if k != "_target_"}
             if node["_target_"].endswith("ModelCheckpoint"):
                 options["dirpath"] = checkpoints.folder
                 if config.train.ema is not None:
                     options["save_weights_only"] = False  # the callback that puts the average in is not asked otherwise
-            callbacks.append(_construct(node["_target_"], options, "callbacks"))
+            callbacks.append(construct(node["_target_"], options, f"callbacks.{name}"))
     if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
         callbacks.append(ModelCheckpoint(dirpath=checkpoints.folder, monitor="val/acc", mode="max", save_last=True))
     callbacks.append(MidEpoch(checkpoints.last, config.train.checkpoint_minutes))
@@ -351,19 +352,10 @@ def _logits(model: nn.Module, inputs: npt.NDArray[np.float32]) -> Logits:
 
 
 def _loggers(config: Config, training_dir: Path) -> Any:
-    loggers = make_loggers(
-        config.logger, training_dir=training_dir, runs_dir=Path(config.runs_dir), construct=_construct
-    )
+    loggers = make_loggers(config.logger, training_dir=training_dir, runs_dir=Path(config.runs_dir))
     for logger in loggers:
         logger.log_hyperparams(_as_read(config))
     return loggers or False
-
-
-def _construct(target: str, options: Mapping[str, Any], what: str) -> Any:
-    try:
-        return get_class(target)(**options)
-    except Exception as error:
-        raise UserError(f"{what}: {target} cannot be created: {error}") from error
 
 
 def _quiet() -> None:
@@ -376,4 +368,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # the datamodule is
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # of epochs not validated
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning to torch
     warnings.filterwarnings("ignore", category=DeprecationWarning)
