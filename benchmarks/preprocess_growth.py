@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/preprocess_growth.py CIFAR.zip [--counts 20000 40000 100000 200000]
 
-``CIFAR.zip`` holds ``<class>/<picture>`` of 32 px; turned, mirrored and inverted copies (up to sixteen of each) make more.
+``CIFAR.zip`` holds ``<class>/<picture>`` of 32 px; turned, mirrored and inverted copies make more, up to 320,000.
 The step runs as a process of its own for each count; memory is the peak of the parent, and of the largest worker.
 """
 

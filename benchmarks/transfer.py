@@ -3,8 +3,9 @@
     python -m benchmarks.transfer --pictures cifar10-20k.zip --weights lite0.safetensors [--only NAME]
 
 Trains on the same 100 pictures of each class (20 more choose the epoch) and tests on 150 others of each: once with
-``experiment=finetune`` from the weights, then from random weights, with the same backbone at half the size (CIFAR-10 has no
-more to show) and with a ResNet-18 whose stem suits small pictures, both over three times as many epochs. Prints rows for docs/benchmarks-train.md.
+``experiment=finetune`` from the weights, then from random weights, with the same backbone at half the size (CIFAR-10
+has no more to show) and with a ResNet-18 whose stem suits small pictures, both over three times as many epochs. Prints
+rows for docs/benchmarks-train.md.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_split import picture
@@ -102,10 +103,10 @@ def test_when_every_worker_dies_it_says_so() -> None:
         run(kill, tuple(range(200)))
 
 
-def crash_on(index: int, path: str, *, folder: str, size: int, quality: int, max_pixels: int) -> Crop:
-    if Path(path).name == "7.png":
+def crash_on(index: int, name: str, **options: Any) -> Crop:
+    if Path(name).name == "7.png":
         kill()
-    return crop_numbered(index, path, folder=folder, size=size, quality=quality, max_pixels=max_pixels)
+    return crop_numbered(index, name, **options)
 
 
 def test_a_decoder_crash_costs_its_file_and_the_manifest_says_so(

@@ -149,7 +149,7 @@ def test_a_schedule_that_never_thaws_is_refused(tmp_path: Path) -> None:
 
 
 def test_keeping_the_statistics_of_random_weights_is_refused() -> None:
-    with pytest.raises(UserError, match="train.freeze_batch_norm: random weights"):
+    with pytest.raises(UserError, match=r"train\.freeze_batch_norm: random weights"):
         load_config(["train.freeze_batch_norm=true", "backbone.pretrained=false"])
     load_config(["train.freeze_batch_norm=true", "backbone.pretrained=false", "backbone.weights=x.safetensors"])
 

@@ -56,11 +56,11 @@ def test_the_backbone_thaws_after_its_epochs(data: Path, tmp_path: Path, monkeyp
 def test_batch_statistics_of_trained_weights_can_be_kept(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "start", "train.max_epochs=1")
     given = [f"backbone.weights={tmp_path / 'start' / 'model.safetensors'}", "train.freeze_batch_norm=true"]
-    train(data, tmp_path / "kept", "train.max_epochs=2", "train.freeze_epochs=1", "train.learning_rate=0.01", *given)
+    train(data, tmp_path / "kept", "train.max_epochs=1", "train.learning_rate=0.01", *given)
     start, kept = weights(tmp_path / "start"), weights(tmp_path / "kept")
     statistics = [k for k in start if "running" in k]
     assert statistics and all(start[k].equal(kept[k]) for k in statistics)
-    assert not start["conv1.weight"].equal(kept["conv1.weight"]) and not start["bn1.weight"].equal(kept["bn1.weight"])
+    assert not start["bn1.weight"].equal(kept["bn1.weight"])
 
 
 def test_everything_together_learns(data: Path, tmp_path: Path) -> None:

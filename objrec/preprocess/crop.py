@@ -53,6 +53,6 @@ def crop_file(path: str, target: str, *, size: int, quality: int, max_pixels: in
     )
 
 
-def crop_numbered(index: int, path: str, *, folder: str, size: int, quality: int, max_pixels: int) -> Crop:
-    """``crop_file`` into ``folder``, under the number of the file."""
-    return crop_file(path, f"{folder}/{index}.jpg", size=size, quality=quality, max_pixels=max_pixels)
+def crop_numbered(index: int, name: str, *, raw: str, scratch: str, size: int, quality: int, max_pixels: int) -> Crop:
+    """``crop_file`` of a file of the folder ``raw`` into ``scratch``, under the number of the file."""
+    return crop_file(f"{raw}/{name}", f"{scratch}/{index}.jpg", size=size, quality=quality, max_pixels=max_pixels)

@@ -13,8 +13,9 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
+from objrec.datamodules.listing import list_classes
 from objrec.datamodules.split import SPLITS, assign_splits
-from objrec.images.folders import combine_fingerprint, list_split
+from objrec.images.folders import combine_fingerprint
 from objrec.pipeline.progress import report
 from objrec.preprocess.crop import Crop, crop_numbered
 from objrec.preprocess.leakage import write_report
@@ -63,32 +64,30 @@ def _build(config: Config, raw: Path, outputs: Mapping[str, Path], scratch: Path
         write_split(outputs[f"{split}_dir"], chosen, about)
 
 
-def _crop_all(config: Config, raw: Path, scratch: Path) -> Iterator[tuple[str, str, Path, Crop]]:
-    """Yield class, file name, place of the crop and what is known, for each file in order."""
-    folder = list_split(raw)
-    if len(folder.classes) < 2:
-        raise UserError(f"{raw} has pictures of one class only ({folder.classes[0]}): two are needed")
+def _crop_all(config: Config, raw: Path, scratch: Path) -> Iterator[Picture]:
+    """Crop every file into ``scratch``, under its number; yield what is known of them in order."""
+    listing = list_classes(raw)
+    names = listing.names
+    if len(listing.classes) < 2:
+        raise UserError(f"{raw} has pictures of one class only ({listing.classes[0]}): two are needed")
     settings = config.preprocess
-    paths = [str(path) for path, _ in folder.files]
-    targets = [target for _, target in folder.files]
-    classes = folder.classes
-    del folder
     work = partial(
         crop_numbered,
-        folder=str(scratch),
+        raw=str(raw),
+        scratch=str(scratch),
         size=settings.image_size,
         quality=settings.jpeg_quality,
         max_pixels=config.images.max_pixels,
     )
-    pool = FilePool(work, paths, workers=settings.workers or available_cores(), timeout=settings.timeout)
-    found: list[Crop | None] = [None] * len(paths)
+    pool = FilePool(work, names, workers=settings.workers or available_cores(), timeout=settings.timeout)
+    found: list[Crop | None] = [None] * len(names)
     for done, (index, result) in enumerate(pool.results(), 1):
         found[index] = Crop(sha256="", problem=result.reason) if isinstance(result, Lost) else result
-        report(done, len(paths), "pictures")
-    for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
-        crop_found, found[index] = found[index], None
-        assert crop_found is not None
-        yield classes[target], os.path.basename(path), scratch / f"{index}.jpg", crop_found  # noqa: PTH119
+        report(done, len(names), "pictures")
+    for index, (name, target, crop) in enumerate(zip(names, listing.targets, found, strict=True)):
+        assert crop is not None
+        file = name.partition("/")[2]
+        yield Picture(class_name=listing.classes[target], file=file, scratch=scratch, number=index, crop=crop)
 
 
 def available_cores() -> int:
@@ -104,13 +103,13 @@ def write_split(folder: Path, pictures: Sequence[Picture], about: Mapping[str, A
     for picture in pictures:
         place = folder / picture.class_name / f"{picture.sha256[:20]}.jpg"
         try:
-            picture.crop.rename(place)
+            picture.place.rename(place)
         except OSError:  # another file system
-            shutil.move(picture.crop, place)
+            shutil.move(picture.place, place)
     summary = {
         "classes": sorted(counts),
         "counts": dict(sorted(counts.items())),
-        "fingerprint": combine_fingerprint((p.class_name, p.crop_sha256) for p in pictures),
+        "fingerprint": combine_fingerprint((p.class_name, p.crop.crop_sha256) for p in pictures),
         **about,
     }
     (folder / "split.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

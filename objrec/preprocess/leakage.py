@@ -104,7 +104,7 @@ def _set(pictures: Iterable[Told]) -> str:
 
 def _figure(picture: Picture, said: str, kept: bool) -> str:
     return (
-        f'<figure><img alt="{_e(picture.name)}" loading="lazy" src="{_thumbnail(picture.crop)}"><figcaption>'
+        f'<figure><img alt="{_e(picture.name)}" loading="lazy" src="{_thumbnail(picture.place)}"><figcaption>'
         f"{_e(picture.name)} <span class={'in' if kept else 'out'}>{_e(said)}</span></figcaption></figure>"
     )
 

@@ -13,19 +13,39 @@ from objrec.preprocess.crop import Crop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A usable picture of the raw data set. ``crop`` is where its crop lies; for the others see ``Crop``."""
+    """A file of the raw data set.
+
+    Attributes:
+        file: its name in the class folder.
+        scratch, number: where its crop lies, if there is one.
+        crop: what is known of it; ``sha256``, ``code`` and ``coarse`` are of ``Crop``.
+    """
 
     class_name: str
-    file: str  # name in the class folder
-    crop: Path
-    sha256: str
-    code: int
-    coarse: int
-    crop_sha256: str
+    file: str
+    scratch: Path
+    number: int
+    crop: Crop
 
     @property
     def name(self) -> str:
         return f"{self.class_name}/{self.file}"
+
+    @property
+    def place(self) -> Path:
+        return self.scratch / f"{self.number}.jpg"
+
+    @property
+    def sha256(self) -> str:
+        return self.crop.sha256
+
+    @property
+    def code(self) -> int:
+        return self.crop.code
+
+    @property
+    def coarse(self) -> int:
+        return self.crop.coarse
 
 
 @dataclass
@@ -50,25 +70,15 @@ class Selection:
         return sorted(named - {p.class_name for p in self.kept})
 
 
-def select(files: Iterable[tuple[str, str, Path, Crop]]) -> Selection:
+def select(files: Iterable[Picture]) -> Selection:
     """Keep one of each picture, none of those found under two classes."""
     found = Selection()
     by_content: dict[str, list[Picture]] = defaultdict(list)
-    for class_name, file, place, crop in files:
-        if crop.problem:
-            found.unusable.append({"class": class_name, "file": file, "reason": crop.problem})
-            continue
-        by_content[crop.sha256].append(
-            Picture(
-                class_name=class_name,
-                file=file,
-                crop=place,
-                sha256=crop.sha256,
-                code=crop.code,
-                coarse=crop.coarse,
-                crop_sha256=crop.crop_sha256,
-            )
-        )
+    for picture in files:
+        if picture.crop.problem:
+            found.unusable.append(_row(picture, picture.crop.problem))
+        else:
+            by_content[picture.sha256].append(picture)
     for same in by_content.values():
         if len({p.class_name for p in same}) > 1:
             found.ambiguous.append(same)
