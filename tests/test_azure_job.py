@@ -18,6 +18,7 @@ from azure_kit import ROOT
 from packaging.requirements import Requirement
 
 from objrec.cloud.environments import context_version
+from objrec.cloud.snapshot import content_version, snapshot_files, stage
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.steps import load_steps
@@ -25,7 +26,6 @@ from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.command import run
 from objrec.submit.jobs import Request, build_job
-from objrec.submit.snapshot import content_version, snapshot_files, stage
 from objrec.submit.sweep import read_space, split_swept
 
 GOLDEN = ROOT / "tests" / "golden" / "azure_job.yaml"

@@ -36,7 +36,7 @@ def endpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         if os.environ.get("OBJREC_NEEDS_AZURE"):
             pytest.fail("needs azureml-inference-server-http (pip install 'objrec[azure-scoring]')")
         pytest.skip("needs azureml-inference-server-http (pip install 'objrec[azure-scoring]')")
-    from objrec.submit.snapshot import snapshot_files, stage
+    from objrec.cloud.snapshot import snapshot_files, stage
 
     folder = tmp_path_factory.mktemp("server")
     (folder / "staged").mkdir()

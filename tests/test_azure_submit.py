@@ -11,12 +11,12 @@ import pytest
 from azure_kit import CONFIG, QUICK, ROOT
 from azure_stand_in import StandIn
 
+from objrec.cloud.snapshot import snapshot_files
 from objrec.cloud.workspace import connect
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.submit.client import follow
 from objrec.submit.command import run
-from objrec.submit.snapshot import snapshot_files
 
 
 def submit(*overrides: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from objrec.cloud.endpoint import Endpoint, SmokePicture, post
 from objrec.cloud.environments import ROOT, ensure_environment
 from objrec.cloud.registry import AzureRegistry, tags_of
+from objrec.cloud.snapshot import snapshot_files, stage
 from objrec.cloud.workspace import connect, read_workspace
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
@@ -69,13 +70,16 @@ def _release(
     environment = ensure_environment(
         client, f"{config.azure.environment}-scoring", ROOT / "azureml" / "environment" / "scoring"
     )
+    model = f"{config.azure.model_name}:{version}"
     try:
-        previous = endpoint.roll_out(
-            _deployment(config, colour, endpoint.name, f"{config.azure.model_name}:{version}", environment, record),
-            pictures,
-            shares=settings.traffic,
-            settle=settings.settle_seconds,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            code = stage(snapshot_files(ROOT), ROOT, Path(folder))
+            previous = endpoint.roll_out(
+                _deployment(config, colour, endpoint.name, model, environment, code, record),
+                pictures,
+                shares=settings.traffic,
+                settle=settings.settle_seconds,
+            )
     except BaseException:
         if created:  # an endpoint without a deployment would only puzzle
             client.online_endpoints.begin_delete(endpoint.name).result()
@@ -84,7 +88,9 @@ def _release(
         endpoint.delete(previous)
 
 
-def _deployment(config: Config, colour: str, endpoint: str, model: str, environment: str, record: Record) -> Any:
+def _deployment(
+    config: Config, colour: str, endpoint: str, model: str, environment: str, code: Path, record: Record
+) -> Any:
     from azure.ai.ml.entities import CodeConfiguration, ManagedOnlineDeployment, OnlineRequestSettings
 
     settings = config.azure.endpoint
@@ -98,7 +104,7 @@ def _deployment(config: Config, colour: str, endpoint: str, model: str, environm
         endpoint_name=endpoint,
         model=f"azureml:{model}",
         environment=f"azureml:{environment}",
-        code_configuration=CodeConfiguration(code=str(ROOT), scoring_script="azureml/score.py"),
+        code_configuration=CodeConfiguration(code=str(code), scoring_script="azureml/score.py"),
         environment_variables={
             "OBJREC_SERVING": json.dumps(limits),
             "WORKER_COUNT": str(settings.max_concurrent_requests),  # the server's processes: one request each

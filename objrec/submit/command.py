@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from objrec.cloud.environments import ROOT
+from objrec.cloud.snapshot import snapshot_files, stage
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
 from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.jobs import Job, Request, build_job
-from objrec.submit.snapshot import snapshot_files, stage
 from objrec.submit.sweep import read_space, split_swept
 
 SHORT = ("dry_run", "wait", "cleanup")  # may be given without ``azure.``

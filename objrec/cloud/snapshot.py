@@ -1,4 +1,4 @@
-"""What of the checkout travels with a job, and how content becomes a version."""
+"""What of the checkout travels with a job or a deployment, and how content becomes a version."""
 
 from __future__ import annotations
 
