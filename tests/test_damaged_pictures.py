@@ -202,7 +202,10 @@ def test_only_a_jpeg_that_is_upright_for_sure_is_read_the_short_way() -> None:
         data = encoded(turned, "JPEG", quality=95, **options)
         assert plain_size(data) is None
         assert is_scene(decode(data, max_pixels=MAX_PIXELS))
-    for data in (b"", encoded(scene(), "PNG"), encoded(scene().convert("CMYK"), "JPEG"), b"\xff\xd8\xff\xe0"):
+    chatty = b"\xff\xd8" + 2000 * b"\xff\xfe\x00\x02" + encoded(scene(), "JPEG")[2:]  # comments that say nothing
+    assert is_scene(decode(chatty, max_pixels=MAX_PIXELS))
+    cmyk = encoded(scene().convert("CMYK"), "JPEG")
+    for data in (b"", encoded(scene(), "PNG"), cmyk, chatty, b"\xff\xd8\xff\xe0"):
         assert plain_size(data) is None
 
 

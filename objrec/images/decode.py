@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from objrec.images.jpeg import decode_jpeg, plain_size
+from objrec.images.jpeg import coded_size, decode_jpeg, plain_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,7 +172,8 @@ def _load_jpeg(data: bytes, size: tuple[int, int], target: int | None) -> tuple[
 def _load(image: Image.Image, data: bytes, target: int | None) -> Decoded:
     import numpy as np
 
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+    # a file whose parts disagree on its size is left to Pillow
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and coded_size(data) == image.size:
         decoded = _load_jpeg(data, image.size, target)
         if decoded is not None:
             return Decoded(*decoded, _orientation(image))
