@@ -203,6 +203,21 @@ def test_the_log_has_a_json_line_a_request(live: Service, tmp_path_factory: pyte
     assert {"time", "level", "message", "ms", "probability", "model", "client"} <= set(lines[0])
 
 
+def test_a_client_that_leaves_in_the_middle_is_not_our_failure(
+    live: Service, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with connect(live) as s:
+        head = "POST /score HTTP/1.1\r\nHost: x\r\nX-Request-ID: left-early\r\nContent-Length: 1000\r\n\r\n"
+        s.sendall(head.encode() + JPEG[:100])
+        time.sleep(0.1)
+    log = next(p for p in tmp_path_factory.getbasetemp().glob("registry*/service.log"))
+    deadline = time.monotonic() + 5
+    while not (lines := [json.loads(r) for r in log.read_text().splitlines() if "left-early" in r]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [(line["status"], line["error"]) for line in lines] == [(400, "cut_off")]
+
+
 def test_back_pressure_and_the_key(tmp_path: Path, model_dir: Path) -> None:
     large = to_bytes(picture("red", 1, size=(2500, 2500)), "PNG")  # about a tenth of a second to decode
     with running_service(tmp_path, model_dir, "serve.queue=0", "serve.workers=1", "serve.key=geheim") as started:

@@ -71,10 +71,38 @@ def test_work_that_waited_too_long_is_refused_and_never_begun() -> None:
     assert [e.status for e in found] == [503, 503] and begun == [] and pending == 0
 
 
+def test_threads_are_as_many_as_asked_for_from_then_on() -> None:
+    async def at_once(s: Scheduler, count: int) -> int:
+        """Return how many of ``count`` jobs were at work together."""
+        running, most, lock = 0, 0, threading.Lock()
+
+        def job() -> None:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.1)
+            with lock:
+                running -= 1
+
+        await asyncio.gather(*[s.run(job) for _ in range(count)])
+        return most
+
+    async def work(s: Scheduler) -> list[int]:
+        found = [await at_once(s, 4)]
+        s.resize(4)
+        found.append(await at_once(s, 6))
+        s.resize(1)
+        found.append(await at_once(s, 3))
+        return found
+
+    assert run(work) == [2, 4, 1]
+
+
 class Counting:
     """Answers each picture with its mean, and remembers the sizes of batches."""
 
-    runtime, precision, batched = "fake", "fp32", True
+    runtime, precision, batched, own_threads = "fake", "fp32", True, False
 
     def __init__(self) -> None:
         self.sizes: list[int] = []

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +18,11 @@ from objrec.config.load import load_config
 from objrec.models.card import ModelCard
 from objrec.registry.store import FolderRegistry
 from objrec.serving import probe, tuning
+from objrec.serving.app import State
 from objrec.serving.live import LiveModels
 from objrec.serving.metrics import Metrics
 from objrec.serving.predictor import Predictor
-from objrec.serving.runtimes import Normalizer, is_installed
+from objrec.serving.runtimes import NICER, Normalizer, callers, cores, is_installed
 from objrec.serving.settings import Settings
 from objrec.serving.smoke import Smoke, pictures_in_turns
 from objrec.serving.tuning import Tuning, tuned_dir
@@ -54,6 +59,38 @@ def test_runtimes_agree_with_the_original(runtime: str, model_dir: Path) -> None
     first = other.logits(pixels[:1])
     other.logits(pixels[1:2])
     assert np.allclose(first, original[:1], atol=1e-4)  # an answer is the caller's own
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not is_installed("openvino"), reason="needs openvino on Linux")
+def test_threads_of_the_model_give_way_to_those_that_feed_it(model_dir: Path) -> None:
+    def priorities() -> dict[str, int]:
+        return {
+            task.name: os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path("/proc/self/task").iterdir()
+        }
+
+    before = priorities()
+    predictor = Predictor.load(model_dir, runtime="openvino", threads=1, workers=2)
+    predictor.logits(np.zeros((2, 32, 32, 3), dtype=np.uint8))
+    after = priorities()
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert [n for task, n in after.items() if task not in before].count(min(ours + NICER, 19)) >= 2
+    assert {task: n for task, n in after.items() if task in before} == {t: n for t, n in before.items() if t in after}
+
+
+def test_a_served_model_has_the_threads_that_keep_it_busy(model_dir: Path, tmp_path: Path) -> None:
+    FolderRegistry(tmp_path).promote(put_in_registry(tmp_path, model_dir))
+    found = {}
+    for options in ((), ("serve.workers=3",)):
+        config = load_config(["serve.runtime=onnxruntime", "serve.precision=fp32", *options])
+        state = State(Settings.of(config, registry_dir=str(tmp_path)))
+        state.models.follow()
+        found[options] = state.scheduler.workers
+        state.scheduler.close()
+    assert found == {(): cores() + 1, ("serve.workers=3",): 3}
+    session = SimpleNamespace(batched=False, own_threads=True)
+    assert callers(session, max_batch=8) == 2 * cores() + 1
+    session.batched = True
+    assert callers(session, max_batch=8) == 8
 
 
 def test_what_cannot_be_had_is_said(model_dir: Path) -> None:

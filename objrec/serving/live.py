@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -49,20 +50,18 @@ class LiveModels:
     assignment when the new one is ready. A request keeps the model that it started with.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, *, taken_up: Callable[[Loaded], None] = lambda _: None
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
+        self._taken_up = taken_up
         self.current: Loaded | None = None
         self.problem: str | None = None  # why the alias could not be followed
         self._warm: OrderedDict[str, Loaded] = OrderedDict()
         self._registry = FolderRegistry(Path(settings.registry_dir))
         self._lock = threading.Lock()
         self._seen: tuple[int, int] | None = None
-
-    @property
-    def may_batch(self) -> bool:
-        """Whether the runtime may be one that batches; then more threads than cores decode ahead."""
-        return self.settings.runtime == "torch"
 
     def changed(self) -> bool:
         """Whether the aliases were written since they were last followed; costs one stat."""
@@ -90,6 +89,7 @@ class LiveModels:
             before, self.current, self.problem = self.current, wanted, None
             session = wanted.predictor.session
             if before is None or before.predictor is not wanted.predictor:
+                self._taken_up(wanted)
                 self.metrics.serving(wanted.version, session.runtime, session.precision, wanted.record.accuracy)
                 change = {"model_version": wanted.version, "before": before.version if before else None}
                 logger.info("serving", extra={"fields": change})

@@ -13,6 +13,7 @@ from pathlib import Path
 LOGGER = "objrec.serving"
 MAX_BYTES = 10_000_000
 FLUSH_SECONDS = 0.25
+ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps makes one for every call with options
 logging.getLogger(LOGGER).addHandler(logging.NullHandler())  # until set_up, errors are told by who raises them
 
 
@@ -25,7 +26,7 @@ class JsonFormatter(logging.Formatter):
         entry.update(getattr(record, "fields", {}))
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        return ENCODER.encode(entry)
 
 
 class FileHandler(logging.Handler):
@@ -70,6 +71,7 @@ def set_up(path: Path | None) -> None:
     """Log to ``path``, which is kept from growing without end, or to stderr."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr) if path is None else FileHandler(path)
     handler.setFormatter(JsonFormatter())
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # looked up a line, never written
     for name, level in ((LOGGER, logging.INFO), ("uvicorn.error", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

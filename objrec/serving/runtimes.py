@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.models.card import ModelCard
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 RUNTIMES: Final = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32",)}
 INT8_FILE: Final = "int8.onnx"
+NICER: Final = 3  # steps of priority: half a share of the processor; figures in docs/benchmarks-serving.md
+T = TypeVar("T")
 
 
 class Session(Protocol):
@@ -26,11 +31,13 @@ class Session(Protocol):
 
     Attributes:
         batched: larger batches pay, as on a GPU: one thread should call it, with all that waits.
+        own_threads: the model runs on threads of the runtime, and who calls it only waits.
     """
 
     runtime: str
     precision: str
     batched: bool
+    own_threads: bool
 
     def logits(self, pixels: Pixels) -> Logits:
         """Map uint8 (N, size, size, 3) to float32 logits (N, classes)."""
@@ -63,6 +70,7 @@ class OnnxRuntimeSession:
 
     runtime = "onnxruntime"
     batched = False
+    own_threads = False
 
     def __init__(self, model: Path, card: ModelCard, *, precision: str, threads: int, workers: int) -> None:
         import onnxruntime
@@ -90,6 +98,7 @@ class OpenVinoSession:
 
     runtime = "openvino"
     batched = False
+    own_threads = True
 
     def __init__(self, model: Path, card: ModelCard, *, precision: str, threads: int, workers: int) -> None:
         import numpy as np
@@ -112,7 +121,8 @@ class OpenVinoSession:
                 properties.hint.enable_cpu_pinning: False,
                 **({properties.inference_num_threads: threads * workers} if threads else {}),
             }
-            self._model = core.compile_model(steps.build(), "CPU", options)
+            network = steps.build()
+            self._model = _giving_way(lambda: core.compile_model(network, "CPU", options))
         except RuntimeError as error:
             raise _not_loaded(model, "OpenVINO", error) from None
         self._own = threading.local()
@@ -125,11 +135,28 @@ class OpenVinoSession:
         return results[0].copy()  # type: ignore[no-any-return]  # the request's own memory is used again
 
 
+def _giving_way(load: Callable[[], T]) -> T:
+    """Load a model so that the threads that it makes give way to those that feed it.
+
+    On Linux a thread has a priority of its own and hands it on to those that it makes: it is lowered in one that ends
+    here. Who holds Python's lock, and all who wait for it, then need not wait until a model has done its picture.
+    """
+
+    def run() -> T:
+        if sys.platform == "linux":
+            os.nice(NICER)
+        return load()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
 class TorchSession:
     """The original model, from its weights; on a GPU where there is one."""
 
     runtime = "torch"
     precision = "fp32"
+    own_threads = False
 
     def __init__(self, model_dir: Path, card: ModelCard, *, threads: int) -> None:
         import torch
@@ -187,6 +214,15 @@ def open_session(
         return OpenVinoSession(path, card, precision=precision, threads=threads, workers=workers)
     except ModuleNotFoundError:
         raise UserError("serve.runtime=openvino: it is not installed: pip install 'objrec[openvino]'") from None
+
+
+def callers(session: Session, *, max_batch: int) -> int:
+    """Return how many threads keep a model busy that is served, each with one picture from decoding to answer."""
+    if session.batched:
+        return max_batch
+    # while a thread waits for Python's lock, another's picture keeps its core busy; where the model has threads of its
+    # own, as many decode for it again
+    return 2 * cores() + 1 if session.own_threads else cores() + 1
 
 
 def cores() -> int:

@@ -1,8 +1,9 @@
-"""Who runs when: a bounded queue in front of a fixed number of threads, and batches where they pay.
+"""Who runs when: a bounded queue in front of some threads, and batches where they pay.
 
 On a CPU a picture costs decode plus model, both outside Python's lock, and batches gain little (the figures are in
 docs/benchmarks-serving.md): each thread takes one picture through both, and the machine is full when every core
-has one. On a GPU many threads decode and one feeds the model with all that waits.
+has one. On a GPU many threads decode and one feeds the model with all that waits. How many threads that makes depends
+on the runtime: ``objrec.serving.runtimes.callers``.
 """
 
 from __future__ import annotations
@@ -26,12 +27,21 @@ class Scheduler:
     """Runs work on ``workers`` threads; at most ``waiting`` more may wait, each at most ``timeout`` seconds in all."""
 
     def __init__(self, *, workers: int, waiting: int, timeout: float) -> None:
-        self.workers, self.waiting, self.timeout = workers, waiting, timeout
+        self.workers, self.waiting, self.timeout = 0, waiting, timeout
         self.pending = 0  # waiting and running; touched by the event loop's thread only
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=f"score-{i}", daemon=True) for i in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self.resize(workers)
+
+    def resize(self, workers: int) -> None:
+        """Have that many threads from now on; those too many end after what they were given before."""
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        for _ in range(workers, self.workers):
+            self._jobs.put(None)
+        for _ in range(self.workers, workers):
+            self._threads.append(threading.Thread(target=self._work, name="score", daemon=True))
+            self._threads[-1].start()
+        self.workers = workers
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run ``work`` in a thread. Raises RequestError 429 when the queue is full, 503 when its time is up."""
@@ -53,8 +63,7 @@ class Scheduler:
 
     def close(self) -> None:
         """End the threads when the work at hand is done."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        self.resize(0)
         for thread in self._threads:
             thread.join(self.timeout)
 
@@ -104,7 +113,7 @@ class Batcher:
     Nothing waits on purpose: an idle model takes a single picture at once.
     """
 
-    batched = True
+    batched = own_threads = True
 
     def __init__(self, session: Session, *, max_batch: int, observe: Callable[[int], None] = lambda _: None) -> None:
         self.runtime, self.precision = session.runtime, session.precision
