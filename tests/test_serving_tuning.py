@@ -88,7 +88,7 @@ def test_a_served_model_has_the_threads_that_keep_it_busy(model_dir: Path, tmp_p
         state.scheduler.close()
     assert found == {(): cores() + 1, ("serve.workers=3",): 3}
     session = SimpleNamespace(batched=False, own_threads=True)
-    assert callers(session, max_batch=8) == 2 * cores() + 1
+    assert callers(session, max_batch=8) == 2 * cores() + 3
     session.batched = True
     assert callers(session, max_batch=8) == 8
 

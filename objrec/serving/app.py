@@ -86,6 +86,7 @@ def create_app(state: State) -> FastAPI:
         redoc_url=None,
     )
     _add_error_handlers(app)
+    add_score_route(app, state)  # its middleware first: what is added later lies around it
     if state.settings.cors:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -94,8 +95,6 @@ def create_app(state: State) -> FastAPI:
         )
     app.add_middleware(Observed, state=state)
     html = importlib.resources.files("objrec.serving").joinpath("page.html").read_text(encoding="utf-8")
-
-    add_score_route(app, state)
 
     @app.get("/livez", summary="Is the process alive?")
     async def livez() -> dict[str, str]:

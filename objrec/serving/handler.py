@@ -150,11 +150,14 @@ def too_large(max_bytes: int) -> RequestError:
 
 def parse_content_type(value: str | None) -> tuple[str, dict[str, str]]:
     """Return the type in lower case and its parameters."""
+    kind, _, rest = (value or "").partition(";")
+    kind = kind.strip().lower()
+    if not rest:
+        return kind, {}
     from email.message import Message
 
     message = Message()
     message["content-type"] = value or ""
-    kind = (value or "").partition(";")[0].strip().lower()
     return kind, {k.lower(): v for k, v in message.get_params([], unquote=True)[1:]}
 
 

@@ -71,7 +71,9 @@ def set_up(path: Path | None) -> None:
     """Log to ``path``, which is kept from growing without end, or to stderr."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr) if path is None else FileHandler(path)
     handler.setFormatter(JsonFormatter())
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # looked up a line, never written
+    # what is looked up for every line and never written, as the library's chapter on optimisation has it
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     for name, level in ((LOGGER, logging.INFO), ("uvicorn.error", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

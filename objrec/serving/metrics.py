@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary, generate_latest
@@ -38,6 +39,21 @@ class Metrics:
             "objrec_model", "The model that serves.", ["model_version", "runtime", "precision"], registry=r
         )
         self.accuracy = Gauge("objrec_model_accuracy", "Of the model that serves, on its test set.", registry=r)
+
+        # each combination of labels is looked up once: that takes longer than to count
+        self._requests, self._seconds = functools.cache(self.requests.labels), functools.cache(self.seconds.labels)
+        self._stages, self._predictions = functools.cache(self.stages.labels), functools.cache(self.predictions.labels)
+
+    def observe_request(self, path: str, status: int, seconds: float) -> None:
+        self._requests(path, status).inc()
+        self._seconds(path).observe(seconds)
+
+    def observe_stages(self, **seconds: float) -> None:
+        for stage, taken in seconds.items():
+            self._stages(stage).observe(taken)
+
+    def observe_prediction(self, label: str, probability: float) -> None:
+        self._predictions(label).observe(probability)
 
     def serving(self, version: str, runtime: str, precision: str, accuracy: float | None) -> None:
         self.model.clear()

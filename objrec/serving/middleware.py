@@ -59,8 +59,7 @@ class Observed:
 
     def _observe(self, scope: Scope, status: int, seconds: float, fields: dict[str, Any]) -> None:
         path = scope["path"] if scope["path"] in PATHS else "other"
-        self.state.metrics.requests.labels(path, status).inc()
-        self.state.metrics.seconds.labels(path).observe(seconds)
+        self.state.metrics.observe_request(path, status, seconds)
         if path in QUIET and status < 500:
             return
         client = scope.get("client")

@@ -126,7 +126,8 @@ class OpenVinoSession:
         except RuntimeError as error:
             raise _not_loaded(model, "OpenVINO", error) from None
         self._own = threading.local()
-        self._empty = np.empty
+        # its bindings look numpy up on first use, and two threads that do so at once wait for each other for ever
+        self.logits(np.zeros((1, card.input_size, card.input_size, 3), dtype=np.uint8))
 
     def logits(self, pixels: Pixels) -> Logits:
         if not hasattr(self._own, "request"):
@@ -220,9 +221,9 @@ def callers(session: Session, *, max_batch: int) -> int:
     """Return how many threads keep a model busy that is served, each with one picture from decoding to answer."""
     if session.batched:
         return max_batch
-    # while a thread waits for Python's lock, another's picture keeps its core busy; where the model has threads of its
-    # own, as many decode for it again
-    return 2 * cores() + 1 if session.own_threads else cores() + 1
+    # one more than cores: while a thread waits for Python's lock, another's picture keeps its core busy; where the
+    # model has threads of its own, as many decode for them, and two more wait for the lock
+    return 2 * cores() + 3 if session.own_threads else cores() + 1
 
 
 def cores() -> int:
