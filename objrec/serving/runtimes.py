@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RUNTIMES: Final = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32",)}
 INT8_FILE: Final = "int8.onnx"
-NICER: Final = 3  # steps of priority: half a share of the processor; figures in docs/benchmarks-serving.md
+NICER: Final = 5  # steps of priority: a third of a share of the processor; figures in docs/benchmarks-serving.md
 T = TypeVar("T")
 
 

@@ -139,6 +139,15 @@ def _protocol(seconds: float) -> type[asyncio.Protocol]:
             self._unwatch()
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            cycle = self.cycle
+            if cycle.body or cycle.response_complete:
+                super().on_body(body)
+                return
+            # in one piece, as pictures mostly are: uvicorn would copy it twice, and stop and start reading
+            cycle.body = body  # type: ignore[assignment]
+            cycle.message_event.set()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._unwatch()
             super().connection_lost(exc)
