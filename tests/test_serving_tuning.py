@@ -22,7 +22,7 @@ from objrec.serving.app import State
 from objrec.serving.live import LiveModels
 from objrec.serving.metrics import Metrics
 from objrec.serving.predictor import Predictor
-from objrec.serving.runtimes import NICER, Normalizer, callers, cores, is_installed
+from objrec.serving.runtimes import NICER, Normalizer, OpenVinoSession, callers, cores, is_installed
 from objrec.serving.settings import Settings
 from objrec.serving.smoke import Smoke, pictures_in_turns
 from objrec.serving.tuning import Tuning, tuned_dir
@@ -75,6 +75,23 @@ def test_threads_of_the_model_give_way_to_those_that_feed_it(model_dir: Path) ->
     ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     assert [n for task, n in after.items() if task not in before].count(min(ours + NICER, 19)) >= 2
     assert {task: n for task, n in after.items() if task in before} == {t: n for t, n in before.items() if t in after}
+
+
+@pytest.mark.skipif(not is_installed("openvino"), reason="needs openvino")
+def test_openvino_has_answered_once_before_many_threads_may_ask(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bindings hang where two threads are the first; one process can show that only once, and by chance."""
+    asked = []
+    logits = OpenVinoSession.logits
+
+    def counted(session: OpenVinoSession, pixels: np.ndarray) -> np.ndarray:
+        asked.append((threading.get_ident(), pixels.shape))
+        return logits(session, pixels)
+
+    monkeypatch.setattr(OpenVinoSession, "logits", counted)
+    Predictor.load(model_dir, runtime="openvino", threads=1, workers=2)
+    assert asked == [(threading.get_ident(), (1, 32, 32, 3))]
 
 
 def test_a_served_model_has_the_threads_that_keep_it_busy(model_dir: Path, tmp_path: Path) -> None:
