@@ -35,9 +35,10 @@ def add_score_route(app: FastAPI, state: State) -> None:
     while pictures are worked on, every microsecond of it is waited for.
     """
 
-    @app.post("/score", responses=PROBLEMS, openapi_extra=BODY, summary="Classify a picture")
-    async def score(wishes: Asked) -> Score:
-        raise NotImplementedError  # read for its types; other methods are refused by its route
+    # read for its types, and so that other methods are refused; Shortcut answers before it would be called
+    @app.post("/score", response_model=Score, responses=PROBLEMS, openapi_extra=BODY, summary="Classify a picture")
+    async def score(wishes: Asked) -> None:
+        """Send the picture as it is, as base64 in JSON, or as the file of a form."""
 
     app.add_middleware(Shortcut, state=state)
 
