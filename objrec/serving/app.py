@@ -1,4 +1,4 @@
-"""The HTTP application: routes and their types."""
+"""The HTTP application: its state, its routes, and failures of one shape."""
 
 from __future__ import annotations
 
