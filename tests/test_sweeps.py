@@ -129,9 +129,9 @@ def test_a_trial_that_fails_is_killed_or_takes_too_long_does_not_end_the_sweep(
 def alive(folder: Path) -> list[str]:
     """Return the trials whose processes have this folder's log open."""
     found = []
-    for link in Path("/proc").glob("[0-9]*/fd/1"):
+    for process in Path("/proc").iterdir():
         try:
-            target = link.readlink()
+            target = (process / "fd" / "1").readlink()
         except OSError:
             continue
         if target.name == "train.log" and target.is_relative_to(folder):
