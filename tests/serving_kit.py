@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import socket
 import threading
 import time
 from collections import Counter
@@ -183,6 +184,20 @@ def reply_of(response: http.client.HTTPResponse) -> Reply:
 
 def post(url: str, data: bytes, kind: str = "image/jpeg", path: str = "/score", **headers: str) -> Reply:
     return request(url, "POST", path, data, {"Content-Type": kind, **headers})
+
+
+def connect(service: Service, *, timeout: float = 30) -> socket.socket:
+    """Open a connection to write bytes of one's own choice to."""
+    parts = urlsplit(service.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=timeout)
+
+
+def read_all(s: socket.socket) -> bytes:
+    """Return what comes until the other side closes."""
+    answer = b""
+    while piece := s.recv(65536):
+        answer += piece
+    return answer
 
 
 class Load:

@@ -177,6 +177,9 @@ def test_a_wait_for_a_busy_host_holds_for_all_its_pictures(server: BadServer) ->
         "http://[64:ff9b::a00:1]/a.jpg",
         "http://[fe80::1]/a.jpg",
         "http://0.0.0.0/",
+        "http://\x00/",
+        "http://..../",
+        "http://" + "a" * 5000,
     ],
 )
 def test_urls_that_must_not_be_fetched(url: str) -> None:

@@ -148,8 +148,9 @@ def test_many_writers_killed_at_any_moment_leave_a_sound_registry(registry: Fold
     for _ in range(3):
         writers = [writer(registry.root, *rng.sample(models, 3)) for _ in range(2)]
         before = len(registry.events())
-        deadline = time.monotonic() + 30
-        while len(registry.events()) < before + 6 and time.monotonic() < deadline:
+        deadline = time.monotonic() + 300
+        while len(registry.events()) < before + 6:
+            assert time.monotonic() < deadline and all(process.poll() is None for process in writers)
             check(registry)
         time.sleep(rng.random() * 0.05)
         for process in writers:
@@ -166,6 +167,7 @@ def test_a_stopped_writer_holds_the_lock_until_it_dies(registry: FolderRegistry,
     model = make_model(tmp_path / "m")
     process = writer(registry.root, model)
     while len(registry.events()) < 2:
+        assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGSTOP)
     process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ WAYS = {
     "json without a type": (as_json(PLAIN), None),
     "line breaks": (as_json(base64.encodebytes(JPEG).decode()), "application/json"),
     "data url": (as_json(f"data:image/jpeg;base64,{PLAIN}"), "application/json"),
+    "data url in capitals": (as_json(f"DATA:IMAGE/JPEG;BASE64,{PLAIN}"), "application/json"),
     "url-safe": (as_json(base64.urlsafe_b64encode(JPEG).decode()), "application/json"),
     "no padding": (as_json(PLAIN.rstrip("=")), "application/json"),
     "raw": (JPEG, "image/jpeg"),
@@ -51,6 +53,10 @@ WAYS = {
     "form": form(('name="file"; filename="a.jpg"', "Content-Type: image/jpeg\r\n", JPEG)),
     "form with top_k": form(
         ('name="top_k"', "", b"3"), ('name="file"; filename="a.jpg"', "Content-Type: image/jpeg\r\n", JPEG)
+    ),
+    "form with an extended boundary": (
+        form(('name="file"; filename="a.jpg"', "", JPEG))[0],
+        "multipart/form-data; boundary*=utf-8''X",
     ),
 }
 
@@ -86,6 +92,8 @@ BAD: dict[str, tuple[bytes, str | None, int]] = {
     "form cut off": (form(('name="file"; filename="a.jpg"', "", JPEG))[0][:-9], "multipart/form-data; boundary=X", 422),
     "form without boundary": (form(('name="file"; filename="a.jpg"', "", JPEG))[0], "multipart/form-data", 422),
     "form of garbage": (b"\x00\xff" * 50, "multipart/form-data; boundary=X", 422),
+    "form of too many parts": (*form(*[('name="note"', "", b"")] * 17), 422),
+    "form with an odd boundary": (b"--X--", "multipart/form-data; boundary*1*=idna'y'%ff", 422),
     "odd content type": (JPEG, "image/jpeg/../..\x00; ;;=", 200),
 }
 
@@ -97,6 +105,13 @@ def test_what_is_wrong_is_said_with_a_status(case: str, predictor: Predictor) ->
     assert answer.status == status
     if status != 200:
         assert set(answer.body) == {"error", "reason"} and answer.body["reason"]
+
+
+def test_a_form_of_nothing_but_parts_is_given_up_at_once(predictor: Predictor) -> None:
+    body = b"--X\r\n\r\n\r\n" * 2_000_000 + b"--X--\r\n"
+    began = time.thread_time()
+    answer = handler.score(body, "multipart/form-data; boundary=X", predictor)
+    assert answer.status == 422 and time.thread_time() - began < 5  # to read them all took 21 s
 
 
 def test_limits_on_bytes_and_pixels(predictor: Predictor, tmp_path: Path) -> None:

@@ -8,18 +8,27 @@ import functools
 import http.server
 import json
 import random
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from serving_kit import CLASSES, Reply, make_model, picture, post, request, running_service, to_bytes
+from serving_kit import (
+    CLASSES,
+    Reply,
+    connect,
+    make_model,
+    picture,
+    post,
+    read_all,
+    request,
+    running_service,
+    to_bytes,
+)
 
 from objrec.models.card import ModelCard
 from objrec.serving.predictor import Predictor
@@ -101,7 +110,9 @@ def test_too_much_is_413_before_it_is_read(live: Service) -> None:
 
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it hangs up while we are still sending
         assert request(live.url, "POST", "/score", endless(), {"Content-Type": "image/jpeg"}).status == 413
-    assert sent < 20_000_000
+    assert sent < 100_000_000
+    for body in (b"\0" * 20_000_000, iter([b"\0" * 65536] * 300)):  # who ends gets the answer, and no reset
+        assert request(live.url, "POST", "/score", body, {"Content-Type": "image/jpeg"}).status == 413
     with connect(live) as s:
         s.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99999999999\r\n\r\n")
         answer = s.recv(65536)
@@ -119,34 +130,18 @@ def test_a_content_encoding_is_refused(live: Service) -> None:
     assert post(live.url, JPEG, **{"Content-Encoding": "gzip"}).status == 415
 
 
-def connect(live: Service) -> socket.socket:
-    parts = urlsplit(live.url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=10)
-
-
 def test_slow_headers_and_slow_bodies_are_hung_up_on(tmp_path: Path, model_dir: Path) -> None:
     head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-    with (
-        running_service(tmp_path, model_dir, "serve.timeout=2") as started,
-        connect(started) as headers,
-        connect(started) as body,
-        connect(started) as silent,
-    ):
-        headers.sendall(head)
-        body.sendall(head + b"Content-Length: 5000\r\n\r\nabc")
+    with running_service(tmp_path, model_dir, "serve.timeout=4") as started:
         begun = time.monotonic()
-        assert post(started.url, JPEG).status == 200  # others are served meanwhile
-        answers = [read_all(s) for s in (headers, body, silent)]
-        assert time.monotonic() - begun > 1.5
+        with connect(started) as headers, connect(started) as body, connect(started) as silent:
+            headers.sendall(head)
+            body.sendall(head + b"Content-Length: 5000\r\n\r\nabc")
+            assert post(started.url, JPEG).status == 200  # others are served meanwhile
+            answers = [read_all(s) for s in (headers, body, silent)]
+        assert time.monotonic() - begun > 3.9
     assert all(a.startswith(b"HTTP/1.1 408") for a in answers)
     assert b'"slow"' in answers[1]
-
-
-def read_all(s: socket.socket) -> bytes:
-    parts = []
-    while part := s.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
 
 
 def test_a_thousand_mixed_requests_fail_exactly_where_they_should(live: Service) -> None:
@@ -195,7 +190,7 @@ def test_metrics_count_what_happened(live: Service) -> None:
 def test_the_log_has_a_json_line_a_request(live: Service, tmp_path_factory: pytest.TempPathFactory) -> None:
     post(live.url, JPEG, **{"X-Request-ID": "look-for-me"})
     log = next(p for p in tmp_path_factory.getbasetemp().glob("registry*/service.log"))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not (lines := [json.loads(r) for r in log.read_text().splitlines() if "look-for-me" in r]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -211,7 +206,7 @@ def test_a_client_that_leaves_in_the_middle_is_not_our_failure(
         s.sendall(head.encode() + JPEG[:100])
         time.sleep(0.1)
     log = next(p for p in tmp_path_factory.getbasetemp().glob("registry*/service.log"))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not (lines := [json.loads(r) for r in log.read_text().splitlines() if "left-early" in r]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -226,13 +221,17 @@ def test_back_pressure_and_the_key(tmp_path: Path, model_dir: Path) -> None:
         assert request(started.url, "GET", "/metrics").status == 401
         assert post(started.url, JPEG, Authorization="Bearer geheim").status == 200
         assert request(started.url, "GET", "/readyz").status == 200
-        with ThreadPoolExecutor(6) as pool:
-            replies = list(
-                pool.map(lambda _: post(started.url, large, "image/png", **{"X-API-Key": "geheim"}), range(6))
-            )
-        counts = Counter(r.status for r in replies)
+        head = b"POST /score HTTP/1.1\r\nHost: x\r\nX-API-Key: geheim\r\nContent-Length: %d\r\n\r\n" % len(large)
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connect(started)) for _ in range(6)]
+            for s in clients:
+                s.sendall(head + large[:-1])
+            for s in clients:  # now all at once
+                s.sendall(large[-1:])
+            answers = [s.recv(65536) for s in clients]
+        counts = Counter(int(a.split()[1]) for a in answers)
         assert set(counts) == {200, 429} and counts[200] >= 1
-        assert all(r.headers["retry-after"] for r in replies if r.status == 429)
+        assert all(b"retry-after: " in a for a in answers if a.startswith(b"HTTP/1.1 429"))
         state = (tmp_path / "service.json").read_text()
         command = Path(f"/proc/{started.pid}/cmdline").read_text()
         assert "geheim" not in state + command + (tmp_path / "service.err").read_text()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -58,13 +60,16 @@ def test_a_full_queue_refuses_with_429() -> None:
 
 
 def test_work_that_waited_too_long_is_refused_and_never_begun() -> None:
-    begun = []
+    begun, release = [], threading.Event()
 
     async def work(s: Scheduler) -> Any:
-        slow = asyncio.create_task(s.run(lambda: time.sleep(0.4)))
+        slow = asyncio.create_task(s.run(release.wait))
         late = asyncio.create_task(s.run(lambda: begun.append(1)))
         found = await asyncio.gather(slow, late, return_exceptions=True)
-        await asyncio.sleep(0.4)
+        release.set()
+        async with asyncio.timeout(30):
+            while s.pending:
+                await asyncio.sleep(0.01)
         return found, s.pending
 
     found, pending = run(work, workers=1, timeout=0.1)
@@ -72,31 +77,33 @@ def test_work_that_waited_too_long_is_refused_and_never_begun() -> None:
 
 
 def test_threads_are_as_many_as_asked_for_from_then_on() -> None:
-    async def at_once(s: Scheduler, count: int) -> int:
-        """Return how many of ``count`` jobs were at work together."""
-        running, most, lock = 0, 0, threading.Lock()
+    async def at_once(s: Scheduler, count: int, expected: int) -> int:
+        """Return how many of ``count`` jobs were at work together; each waits until as many as expected were."""
+        running, most, changed = 0, 0, threading.Condition()
 
         def job() -> None:
             nonlocal running, most
-            with lock:
+            with changed:
                 running += 1
                 most = max(most, running)
-            time.sleep(0.1)
-            with lock:
+                changed.notify_all()
+                changed.wait_for(lambda: most >= expected, timeout=30)
+            time.sleep(0.05)  # for one too many to be seen
+            with changed:
                 running -= 1
 
         await asyncio.gather(*[s.run(job) for _ in range(count)])
         return most
 
     async def work(s: Scheduler) -> list[int]:
-        found = [await at_once(s, 4)]
+        found = [await at_once(s, 4, 2)]
         s.resize(4)
-        found.append(await at_once(s, 6))
+        found.append(await at_once(s, 6, 4))
         s.resize(1)
-        found.append(await at_once(s, 3))
+        found.append(await at_once(s, 3, 1))
         return found
 
-    assert run(work) == [2, 4, 1]
+    assert run(work, timeout=60) == [2, 4, 1]
 
 
 class Counting:
@@ -148,7 +155,21 @@ def test_an_idle_model_takes_a_single_picture_at_once() -> None:
     started = time.perf_counter()
     batcher.logits(np.zeros((1, 2, 2, 3), np.uint8))
     batcher.close()
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 10
+
+
+def test_a_batcher_that_nobody_holds_ends_and_gives_its_model_back() -> None:
+    before = set(threading.enumerate())
+    session = Counting()
+    batcher, model = Batcher(session, max_batch=8), weakref.ref(session)
+    (thread,) = set(threading.enumerate()) - before
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(batcher.logits, np.full((1, 2, 2, 3), 7, np.uint8))  # in flight, and holds it
+        del batcher, session
+        assert answer.result(timeout=30)[0, 0] == 7
+    thread.join(30)
+    gc.collect()
+    assert not thread.is_alive() and model() is None
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import errno
 import json
 import os
 import signal
@@ -9,9 +12,21 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from serving_kit import FAST, Load, make_accuracy, make_model, make_pictures, picture, post, request, to_bytes
+from serving_kit import (
+    FAST,
+    Load,
+    make_accuracy,
+    make_model,
+    make_pictures,
+    picture,
+    post,
+    put_in_registry,
+    request,
+    to_bytes,
+)
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
@@ -20,9 +35,12 @@ from objrec.pipeline.step import restrict
 from objrec.registry.__main__ import main as registry_command
 from objrec.registry.gate import REFUSED
 from objrec.registry.store import FolderRegistry
-from objrec.serving import service
+from objrec.serving import app, service
+from objrec.serving.logs import FLUSH_SECONDS
 from objrec.serving.server import bind, refuse_connections
 from objrec.serving.service import Service
+from objrec.serving.settings import Settings
+from objrec.serving.smoke import smoke_file
 from objrec.steps.deploy import STEP
 
 JPEG = to_bytes(picture("red", 1))
@@ -53,6 +71,10 @@ class Place:
         found = service.find(self.registry.root)
         assert found is not None
         return found
+
+    def count_of(self, message: str) -> int:
+        time.sleep(2 * FLUSH_SECONDS)
+        return service.log_file(self.registry.root).read_text().count(f'"message": "{message}"')
 
     def load(self) -> Load:
         return Load(self.service.url, JPEG)
@@ -86,15 +108,15 @@ def test_deployment_refusal_failure_and_rollback_under_load(place: Place, capsys
         assert place.registry.production() is not None and place.registry.aliases()["production"].sha256 == second
         load.wait_for(50)
 
-        started = time.perf_counter()  # a rollback
-        assert registry_command(["rollback", f"registry_dir={place.registry.root}"]) == 0
-        seconds = time.perf_counter() - started
+        loaded = place.count_of("loaded")
+        assert registry_command(["rollback", f"registry_dir={place.registry.root}"]) == 0  # a rollback
         assert post(place.service.url, JPEG).body["model_version"] == first
         load.wait_for(50)
     assert load.failures == [] and load.refused == 0 and set(load.statuses) == {200}
     order = list(dict.fromkeys(load.versions))
     assert order == [first, second] and load.versions[-1] == first
-    assert "is in production" in capsys.readouterr().out and seconds < 3
+    assert "is in production" in capsys.readouterr().out
+    assert place.count_of("loaded") == loaded  # at once: the old model was kept warm
     assert request(place.service.url, "GET", "/version").body["problem"] is None
 
 
@@ -124,7 +146,7 @@ def test_a_service_that_was_not_told_follows_the_alias_by_itself(place: Place) -
     place.registry.add(second, record)
     with place.load() as load:
         place.registry.promote(record)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while load.versions[-1] != sha256 and time.monotonic() < deadline:
             time.sleep(0.02)
     assert load.versions[-1] == sha256 and load.failures == []
@@ -134,7 +156,7 @@ def test_sigterm_under_load_loses_nothing(place: Place) -> None:
     running = place.service
     with place.load() as load:
         os.kill(running.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while running.process.alive() and time.monotonic() < deadline:
             time.sleep(0.02)
     assert not running.process.alive()
@@ -164,3 +186,53 @@ def test_connections_made_before_the_door_closes_are_kept() -> None:
             with accepted:
                 made.sendall(b"hello")
                 assert accepted.recv(5) == b"hello"
+
+
+def test_a_model_that_cannot_be_taken_up_does_not_end_the_following(place: Place) -> None:
+    second, third = make_model(place.root / "m2", seed=2), make_model(place.root / "m3", seed=3)
+    records = [put_in_registry(place.registry.root, folder) for folder in (second, third)]
+    smoke = smoke_file(place.registry.root, records[0].sha256)
+    damaged = {"data": base64.b64encode(b"no picture").decode(), "probabilities": [1, 0, 0]}
+    smoke.write_text(json.dumps({"pictures": [damaged]}))
+    first = place.service.get("/version")[1]["model_version"]
+    for record, served, problem in ((records[0], first, "smoke picture"), (records[1], records[1].sha256, None)):
+        place.registry.promote(record)
+        deadline = time.monotonic() + 60
+        while True:
+            said = place.service.get("/version")[1]
+            if said["model_version"] == served and (problem or "") in (said["problem"] or ""):
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert post(place.service.url, JPEG).body["model_version"] == served
+
+
+def test_following_outlives_any_error_and_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "FOLLOW_SECONDS", 0.01)
+    monkeypatch.setattr(app, "AGAIN_SECONDS", 0.05)
+    registry = FolderRegistry(tmp_path)
+    registry.promote(put_in_registry(tmp_path, make_model(tmp_path / "m1", seed=1)))
+    state = app.State(Settings.of(load_config(FAST), registry_dir=str(tmp_path)))
+    state.models.follow()
+    second = put_in_registry(tmp_path, make_model(tmp_path / "m2", seed=2))
+    registry.promote(second)
+    load, tries = state.models._load, []
+
+    def failing_at_first(*arguments: Any) -> Any:
+        tries.append(state.serving().version)
+        if len(tries) <= 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return load(*arguments)
+
+    monkeypatch.setattr(state.models, "_load", failing_at_first)
+
+    async def follow() -> None:
+        follower = asyncio.create_task(app._follow(state))
+        async with asyncio.timeout(60):
+            while state.serving().version != second.sha256:
+                await asyncio.sleep(0.01)
+        follower.cancel()
+
+    asyncio.run(follow())
+    state.scheduler.close()
+    assert len(tries) == 4 and second.sha256 not in tries and state.models.problem is None

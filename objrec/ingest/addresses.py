@@ -45,6 +45,11 @@ def check_url(url: str | URL, *, allow_private: bool) -> URL:
         raise RefusedAddress(f"not an http or https URL: {str(parsed)[:100]}")
     if parsed.user is not None:
         raise RefusedAddress("the URL carries a user name")
+    try:
+        if b"\0" in host.encode("idna"):
+            raise UnicodeError("it holds a zero byte")
+    except UnicodeError as error:  # which the resolver would raise
+        raise RefusedAddress(f"not a host name: {error}") from None
     if not allow_private:
         check_host(host)
     return parsed

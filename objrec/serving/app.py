@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from objrec.serving.settings import Settings
 from objrec.serving.wire import PROBLEMS, Version
 
 logger = logging.getLogger("objrec.serving")
+AGAIN_SECONDS = 60.0  # until a model that could not be loaded is tried again: what was wrong may have passed
 FOLLOW_SECONDS = 1.0  # how often the alias is looked at; commands also say at once when they moved it
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'unsafe-inline'; "
@@ -56,10 +58,7 @@ class State:
 
     def is_lost(self) -> bool:
         """Whether this is a background service whose registry is gone, or names another."""
-        if not self.instance:
-            return False
-        named = service.read_state(Path(self.settings.registry_dir))
-        return named is None or named.instance != self.instance
+        return bool(self.instance) and not service.is_named(Path(self.settings.registry_dir), self.instance)
 
     def serving(self) -> Loaded:
         """Return the model that serves. Raises RequestError 503."""
@@ -150,10 +149,13 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 async def _follow(state: State) -> None:
     """Keep up with the alias, and leave when no command could find this service any more."""
-    lost = 0
+    lost, again = 0, 0.0
     while True:
-        if state.models.current is None or state.models.changed():
-            with contextlib.suppress(UserError):
+        now = time.monotonic()
+        failed = state.models.problem is not None and now >= again
+        if state.models.current is None or state.models.changed() or failed:
+            again = now + AGAIN_SECONDS
+            with contextlib.suppress(Exception):  # whatever it was, it is logged, and the next alias must be followed
                 await asyncio.to_thread(state.models.follow)
         await asyncio.sleep(FOLLOW_SECONDS)
         lost = lost + 1 if state.is_lost() else 0

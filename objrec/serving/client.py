@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -95,7 +96,8 @@ class Endpoint:
         if connection is None:
             connection = self._own.connection = self._kind(self._host, self._port, timeout=SECONDS)
             weakref.finalize(self._own, connection.close)
-        connection.request("POST", self._path, data, self._headers)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before it had all
+            connection.request("POST", self._path, data, self._headers)
         response: HTTPResponse = connection.getresponse()
         content = response.read()
         if response.headers.get("connection", "").lower() == "close":

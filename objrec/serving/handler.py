@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from objrec.serving.predictor import Predictor
 
 MAX_TOP_K = 1_000_000
+MAX_PARTS = 16  # of a form: each costs more than its bytes
 STATUS_OF = {"corrupt": 422, "unsupported": 415, "too_large": 413, "too_small": 422}
 
 
@@ -158,7 +159,8 @@ def parse_content_type(value: str | None) -> tuple[str, dict[str, str]]:
 
     message = Message()
     message["content-type"] = value or ""
-    return kind, {k.lower(): v for k, v in message.get_params([], unquote=True)[1:]}
+    found = message.get_params([], unquote=True)[1:]
+    return kind, {k.lower(): v if isinstance(v, str) else v[2] for k, v in found}  # boundary*=utf-8''x is (.., .., x)
 
 
 def _read_json(body: bytes) -> Upload:
@@ -197,7 +199,7 @@ def from_base64(text: str) -> bytes:
     """Decode base64, standard or URL-safe, with or without padding, line breaks and a ``data:`` prefix."""
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
-        if not comma or "base64" not in head:
+        if not comma or "base64" not in head.lower():
             raise RequestError(422, "bad_base64", "the data URL is not base64")
     try:
         raw = text.encode("ascii")
@@ -227,8 +229,14 @@ def _parts(body: bytes, boundary: str) -> Sequence[tuple[str, bool, bytes]]:
     from python_multipart.exceptions import FormParserError
 
     found: list[tuple[bytearray, bytearray]] = []
+
+    def begin() -> None:
+        if len(found) == MAX_PARTS:
+            raise RequestError(422, "bad_form", f"the form has more than {MAX_PARTS} parts")
+        found.append((bytearray(), bytearray()))
+
     callbacks: Any = {
-        "on_part_begin": lambda: found.append((bytearray(), bytearray())),
+        "on_part_begin": begin,
         "on_header_field": lambda data, start, end: found[-1][0].extend(data[start:end]),
         "on_header_value": lambda data, start, end: found[-1][0].extend(b": " + data[start:end]),
         "on_header_end": lambda: found[-1][0].extend(b"\r\n"),

@@ -13,6 +13,7 @@ from pathlib import Path
 LOGGER = "objrec.serving"
 MAX_BYTES = 10_000_000
 FLUSH_SECONDS = 0.25
+MAX_LINES = 10_000  # kept while the file cannot be written; the oldest go first
 ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps makes one for every call with options
 logging.getLogger(LOGGER).addHandler(logging.NullHandler())  # until set_up, errors are told by who raises them
 
@@ -49,17 +50,24 @@ class FileHandler(logging.Handler):
             self.flush()
 
     def flush(self) -> None:
+        """Write what was gathered; what cannot be written now is kept for the next time."""
         self.acquire()
         try:
             lines, self._lines = self._lines, []
-            if not lines or not self._path.parent.is_dir():
-                return
-            if self._path.exists() and self._path.stat().st_size > self._max_bytes:
-                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n")
+            try:
+                self._write(lines)
+            except OSError:  # a full disk, or no file descriptor left: the service goes on
+                self._lines = lines[-MAX_LINES:]
         finally:
             self.release()
+
+    def _write(self, lines: list[str]) -> None:
+        if not lines or not self._path.parent.is_dir():
+            return
+        if self._path.exists() and self._path.stat().st_size > self._max_bytes:
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("\n".join(lines) + "\n")
 
     def _write_now_and_then(self) -> None:
         pause = threading.Event()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -110,17 +111,18 @@ class _Job(Generic[T]):
 class Batcher:
     """A session that gathers the pictures of many threads: while the model is busy they wait, then go together.
 
-    Nothing waits on purpose: an idle model takes a single picture at once.
+    Nothing waits on purpose: an idle model takes a single picture at once. The thread that feeds the model ends with
+    the batcher: after the last request that holds it.
     """
 
     batched = own_threads = True
 
     def __init__(self, session: Session, *, max_batch: int, observe: Callable[[int], None] = lambda _: None) -> None:
         self.runtime, self.precision = session.runtime, session.precision
-        self._session, self._max_batch, self._observe = session, max_batch, observe
-        self._waiting: queue.SimpleQueue[tuple[Pixels, Future[Logits]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-        self._thread.start()
+        feeder = _Feeder(session, max_batch, observe)
+        self._waiting = feeder.waiting
+        threading.Thread(target=feeder.work, name="model", daemon=True).start()  # knows the feeder, and not us
+        self.close = weakref.finalize(self, feeder.waiting.put, None)
 
     def logits(self, pixels: Pixels) -> Logits:
         """Map uint8 (N, size, size, 3) to float32 logits (N, classes), perhaps in a batch with others' pictures."""
@@ -128,19 +130,22 @@ class Batcher:
         self._waiting.put((pixels, future))
         return future.result()
 
-    def close(self) -> None:
-        self._waiting.put(None)
 
-    def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
+class _Feeder:
+    def __init__(self, session: Session, max_batch: int, observe: Callable[[int], None]) -> None:
+        self._session, self._max_batch, self._observe = session, max_batch, observe
+        self.waiting: queue.SimpleQueue[tuple[Pixels, Future[Logits]] | None] = queue.SimpleQueue()
+
+    def work(self) -> None:
+        while (first := self.waiting.get()) is not None:
             taken, count = [first], len(first[0])
             while count < self._max_batch:
                 try:
-                    item = self._waiting.get_nowait()
+                    item = self.waiting.get_nowait()
                 except queue.Empty:
                     break
                 if item is None:
-                    self._waiting.put(None)
+                    self.waiting.put(None)
                     break
                 taken.append(item)
                 count += len(item[0])

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import logging
+import resource
 import signal
 import socket
 import struct
 import threading
 import time
-from asyncio import TimerHandle
 from collections.abc import Generator
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from objrec.config.errors import UserError
 from objrec.serving import logs
 from objrec.serving.app import State, create_app
+from objrec.serving.protocol import protocol
 from objrec.serving.settings import Settings
 
 logger = logging.getLogger(logs.LOGGER)
 SO_ATTACH_FILTER = 26  # of Linux; Python does not name it
 ACCEPT_SECONDS = 0.2
 MAX_CONNECTIONS = 2000
+OTHER_FILES = 150  # descriptors kept for models, logs and connections that are told that there are too many
 KEEP_ALIVE = 30  # seconds that an idle connection is kept
-SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 def run_in_foreground(settings: Settings) -> None:
@@ -46,13 +44,13 @@ def serve(state: State, listener: socket.socket) -> None:
     """Serve until a signal ends it."""
     config = uvicorn.Config(
         create_app(state),
-        http=_protocol(state.settings.timeout),
+        http=protocol(state.settings.timeout),
         log_config=None,
         access_log=False,
         ws="none",
         lifespan="on",
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=_most_connections(),
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(state.settings.drain) + 1,
     )
@@ -102,6 +100,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or leave
 
 
+def _most_connections() -> int:
+    """Return how many connections may be open at once, and let the process have as many files open as that takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - OTHER_FILES))
+
+
 def refuse_connections(listener: socket.socket) -> None:
     """Drop the first packet of new connections, so that closing the socket resets none that was made already.
 
@@ -119,54 +127,6 @@ def refuse_connections(listener: socket.socket) -> None:
         listener.setsockopt(
             socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, ctypes.addressof(instructions))
         )
-
-
-def _protocol(seconds: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's HTTP protocol with a time limit on a request's line and headers."""
-
-    class Protocol(HttpToolsProtocol):
-        _timer: TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._watch()
-
-        def on_headers_complete(self) -> None:
-            self._unwatch()
-            super().on_headers_complete()
-
-        def on_body(self, body: bytes) -> None:
-            cycle = self.cycle
-            if cycle.body or cycle.response_complete:
-                super().on_body(body)
-                return
-            # in one piece, as pictures mostly are: uvicorn would copy it twice, and stop and start reading
-            cycle.body = body  # type: ignore[assignment]
-            cycle.message_event.set()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._unwatch()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            self._unwatch()
-            self._timer = self.loop.call_later(seconds, self._too_slow)
-
-        def _unwatch(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _too_slow(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.write(SLOW)
-            self.transport.close()
-
-    return Protocol
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -137,8 +137,26 @@ def error_file(registry_dir: Path) -> Path:
 def read_state(registry_dir: Path) -> Service | None:
     """Return what the state file says, true or not."""
     try:
-        return Service(**json.loads(state_file(registry_dir).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return _parse(state_file(registry_dir).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def is_named(registry_dir: Path, instance: str) -> bool:
+    """Return whether the state file names this instance; also where it is there and cannot be read just now."""
+    try:
+        named = _parse(state_file(registry_dir).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:  # no file descriptor left, say
+        return True
+    return named is not None and named.instance == instance
+
+
+def _parse(text: str) -> Service | None:
+    try:
+        return Service(**json.loads(text))
+    except (ValueError, TypeError):
         return None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objrec.config.errors import UserError
+from objrec.images.decode import ImageError
 from objrec.images.folders import list_split
 
 if TYPE_CHECKING:
@@ -54,10 +55,19 @@ class Smoke:
         return json.dumps({"pictures": rows}) + "\n"
 
     def difference(self, predictor: Predictor) -> float:
-        """Return the largest difference of a probability between ``predictor`` and the recorded answers."""
+        """Return the largest difference of a probability between ``predictor`` and the recorded answers.
+
+        Raises:
+            UserError: a recorded picture is none.
+        """
         worst = 0.0
         for data, expected in zip(self.pictures, self.probabilities, strict=True):
-            given = predictor.probabilities(predictor.pixels(data)[None])[0].tolist()
+            try:
+                pixels = predictor.pixels(data)
+            except ImageError as error:
+                version = predictor.card.sha256[:12]
+                raise UserError(f"a smoke picture of model {version} is damaged ({error}): deploy it again") from None
+            given = predictor.probabilities(pixels[None])[0].tolist()
             if len(given) != len(expected):
                 return 1.0
             worst = max(worst, *(abs(a - b) for a, b in zip(given, expected, strict=True)))
