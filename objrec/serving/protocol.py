@@ -102,7 +102,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
-        if not cycle.body and not cycle.response_complete:
+        if cycle.response_complete or not self._unread:  # refused; or of a request behind one that asked to upgrade
+            return
+        if not cycle.body:
             # in one piece, as pictures mostly are: uvicorn would copy it twice, and stop and start reading
             cycle.body = body  # type: ignore[assignment]
             cycle.message_event.set()
