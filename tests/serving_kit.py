@@ -38,8 +38,12 @@ def make_model(
     classes: list[str] = CLASSES,
     mirrored: bool = False,
     nan: bool = False,
+    always: str | None = None,
 ) -> Path:
-    """Write a small convolutional network that knows red, green and blue; ``mirrored`` makes it wrong on purpose."""
+    """Write a small convolutional network that knows red, green and blue; ``mirrored`` makes it wrong on purpose.
+
+    With ``always`` it says this class of every picture.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
     from safetensors.numpy import save_file
@@ -53,6 +57,8 @@ def make_model(
     for i in range(n):
         gemm[i, (i + 1 if mirrored else i) % 3] += 2.0
     bias = np.full(n, np.nan if nan else 0.0, np.float32)
+    if always is not None:
+        bias[classes.index(always)] = 100.0
     weights = {"conv": conv, "gemm": gemm, "bias": bias}
     nodes = [
         helper.make_node("Conv", ["pixels", "conv"], ["c"], pads=[1, 1, 1, 1]),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_kit import FAST, make_accuracy, make_model, make_pictures
+from serving_kit import FAST, make_accuracy, make_model, make_pictures, picture
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
@@ -96,6 +98,58 @@ def test_a_model_that_is_not_what_was_evaluated_is_not_deployed(place: Path) -> 
     with pytest.raises(UserError, match="do not belong together"):
         deploy(place, make_model(place / "m", mirrored=True), 0.99, "deploy.start=false")
     assert FolderRegistry(place / "registry").production() is None
+
+
+def test_a_test_set_of_mostly_one_class_is_no_reason_to_refuse(place: Path) -> None:
+    """Its accuracy is that of the common class; pictures that take turns would say what the rare ones have."""
+    for i in range(100, 250):
+        picture("red", i).save(place / "test" / "red" / f"{i:04}.jpg", quality=90)
+    model = make_model(place / "m", always="red")
+    assert deploy(place, model, 158 / 174, "deploy.start=false")["deployed"]
+
+
+def test_of_two_deployments_at_once_the_better_model_wins(place: Path) -> None:
+    off = "deploy.start=false"
+    folders = [make_model(place / f"m{i}", seed=i) for i in range(3)]
+    deploy(place, folders[0], 0.9, off)
+    config = restrict(load_config([f"registry_dir={place / 'registry'}", *FAST, off]), STEP)
+
+    def run(folder: Path, accuracy: float) -> None:
+        inputs = {
+            "model_dir": folder,
+            "accuracy_file": make_accuracy(place / f"accuracy-{accuracy}.json", folder, accuracy),
+            "test_dir": place / "test",
+        }
+        STEP.run(config, inputs, {"endpoint_file": place / f"endpoint-{accuracy}.json"})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, folders[1:], (0.97, 0.95)))
+    production = FolderRegistry(place / "registry").production()
+    assert production is not None and production.accuracy == 0.97
+    answers = [json.loads((place / f"endpoint-{a}.json").read_text()) for a in (0.97, 0.95)]
+    assert all(a["accuracy"] == 0.97 for a in answers if not a["deployed"])
+
+
+def test_a_damaged_copy_of_the_same_model_is_replaced(place: Path) -> None:
+    off, model = "deploy.start=false", make_model(place / "m")
+    deploy(place, model, 0.9, off)
+    registry = FolderRegistry(place / "registry")
+    (sha256,) = registry.models()
+    with (registry.model_dir(sha256) / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    assert not deploy(place, model, 0.9, off)["deployed"]
+    assert registry.verify() == {sha256: ""}
+
+
+def test_what_cannot_be_measured_again_is_said_with_what_to_do(place: Path) -> None:
+    off = "deploy.start=false"
+    deploy(place, make_model(place / "m0"), 0.9, off)
+    registry = FolderRegistry(place / "registry")
+    shutil.rmtree(registry.model_dir(registry.models()[0]))
+    with pytest.raises(UserError, match=r"promote another one, or delete .*aliases\.json"):
+        deploy(place, make_model(place / "m1", seed=1), 0.95, off, test_data="test-2")
+    (registry.root / "aliases.json").unlink()
+    assert deploy(place, place / "m1", 0.95, off, test_data="test-2")["rule"] == "first"
 
 
 def test_significance_compares_both_models_on_the_same_pictures(place: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from objrec.registry.gate import REFUSED, decide, mcnemar
+from objrec.registry.gate import REFUSED, decide, mcnemar, p_better
 from objrec.registry.records import Record
 
 
@@ -63,6 +63,8 @@ def test_changed_test_set_measures_production_on_the_new_one_first() -> None:
 def test_min_improvement() -> None:
     assert not decide(record(0.905), InMemory(record(0.9)), remeasure=never, min_improvement=0.01).deploy
     assert decide(record(0.92), InMemory(record(0.9)), remeasure=never, min_improvement=0.01).deploy
+    for new, old, least in ((0.8, 0.7, 0.1), (0.95, 0.9, 0.05), (0.3, 0.1, 0.2)):  # just that much is not more
+        assert not decide(record(new), InMemory(record(old)), remeasure=never, min_improvement=least).deploy
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -0.1, 1.1])
@@ -91,3 +93,12 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
     assert mcnemar(first, second) == pytest.approx(0.0129394, abs=1e-6)  # binom.test(2, 14): 2 * 106 / 2**14
     assert mcnemar(first, first) == 1.0
     assert mcnemar([True], [False]) == 1.0
+    assert mcnemar([True] * 3000 + [False] * 2000, [False] * 3000 + [True] * 2000) == pytest.approx(
+        1.30023e-45, rel=1e-4
+    )
+
+
+def test_what_speaks_against_a_candidate_is_not_significant_for_it() -> None:
+    many, few = [True] * 76, [True] * 16 + [False] * 60
+    assert p_better(few, many) == 1.0 and p_better(many, many) == 1.0
+    assert p_better(many, few) == mcnemar(many, few) < 1e-10

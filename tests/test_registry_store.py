@@ -19,6 +19,7 @@ from objrec.models.card import ModelCard
 from objrec.registry.__main__ import main
 from objrec.registry.records import Record
 from objrec.registry.store import INCOMING, FolderRegistry
+from objrec.serving.rollout import roll_out
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +44,43 @@ def test_add_promote_and_go_back(registry: FolderRegistry, tmp_path: Path) -> No
     assert registry.aliases() == {"production": one, "previous": two}
     assert registry.resolve("production") == one.sha256 == registry.resolve(one.sha256[:8])
     assert sorted(registry.records()) == registry.models()
+
+
+def test_a_failed_roll_out_takes_back_its_own_promotion_only(registry: FolderRegistry, tmp_path: Path) -> None:
+    one, two, three = (put_in_registry(registry.root, make_model(tmp_path / f"m{i}", seed=i)) for i in range(3))
+    registry.promote(one)
+    before = registry.aliases()
+    registry.promote(two)
+    registry.restore(before, failed=two)
+    assert registry.aliases() == {"production": one}
+    registry.promote(two)
+    registry.promote(three)  # somebody else, meanwhile
+    registry.restore(before, failed=two)
+    assert registry.aliases() == {"production": three, "previous": two}
+
+
+def test_nothing_moves_where_the_log_cannot_be_written(registry: FolderRegistry, tmp_path: Path) -> None:
+    one, two = (put_in_registry(registry.root, make_model(tmp_path / f"m{i}", seed=i)) for i in range(2))
+    registry.promote(one)
+    log = (registry.root / "registry.jsonl").rename(tmp_path / "kept")
+    (registry.root / "registry.jsonl").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        roll_out(registry, two)
+    assert registry.aliases() == {"production": one}
+    (registry.root / "registry.jsonl").rmdir()
+    log.rename(registry.root / "registry.jsonl")
+    roll_out(registry, two)
+    assert registry.aliases() == {"production": two, "previous": one}
+
+
+def test_a_damaged_model_is_not_promoted(registry: FolderRegistry, tmp_path: Path) -> None:
+    one, two = (put_in_registry(registry.root, make_model(tmp_path / f"m{i}", seed=i)) for i in range(2))
+    registry.promote(one)
+    registry.promote(two)
+    with (registry.model_dir(one.sha256) / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    assert main(["rollback", f"registry_dir={registry.root}"]) == 2
+    assert registry.production() == two
 
 
 def test_only_what_serving_needs_is_copied(registry: FolderRegistry, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from objrec.images.decode import ImageError
 from objrec.registry.store import FolderRegistry
 from objrec.serving import logs, service
 from objrec.serving.client import Endpoint
-from objrec.serving.protocol import Protocol
+from objrec.serving.protocol import LINGER_SECONDS, Protocol
 from objrec.serving.service import Service
 
 JPEG = to_bytes(picture("blue", 1))
@@ -48,6 +49,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     model_dir = make_model(tmp_path_factory.mktemp("model"))
     with running_service(root, model_dir, "serve.timeout=3", "serve.max_bytes=1000000") as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def log(live: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return next(tmp_path_factory.getbasetemp().glob("connections*/service.log"))
 
 
 def post_of(body: bytes, headers: bytes = b"") -> bytes:
@@ -94,6 +100,26 @@ def test_bytes_that_begin_no_request_hold_no_connection(live: Service, first: by
         assert read_all(s) == b""
 
 
+def test_a_second_head_may_not_be_slow_either(live: Service) -> None:
+    with connect(live) as s:
+        s.sendall(post_of(JPEG))
+        assert statuses(answer_of(s)) == [200]
+        s.sendall(b"POST /score HT")
+        assert statuses(read_all(s)) == [408]
+
+
+def test_a_long_upload_that_was_answered_early_may_end(live: Service) -> None:
+    with connect(live) as s:
+        s.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n")
+        for _ in range(10):  # five seconds; serve.timeout is three
+            s.sendall(b"\0" * 5000)
+            time.sleep(0.5)
+        assert statuses(answer_of(s)) == [404]
+        time.sleep(3.5)  # idle, as after any answer
+        s.sendall(post_of(JPEG))
+        assert statuses(answer_of(s)) == [200]
+
+
 def test_what_follows_an_early_answer_is_the_next_request(live: Service) -> None:
     with connect(live) as s:
         s.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
@@ -133,6 +159,21 @@ def test_a_client_that_goes_on_sending_is_left(live: Service) -> None:
                 s.sendall(b"\0")
                 time.sleep(0.1)
         assert time.monotonic() - began > 1
+
+
+def test_what_is_no_http_is_told_so_and_is_no_error_of_ours(live: Service, log: Path) -> None:
+    with connect(live) as s:
+        s.sendall(post_of(JPEG, b"X-Request-ID: before-it\r\n") + b"GET /x HTTP/1.1\r\nHo st: x\r\n\r\n")
+        assert statuses(read_all(s))[-1] == 400
+    with connect(live) as s:  # an error of the body, while the request is read
+        s.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n")
+        assert statuses(read_all(s)) == [400]
+    post(live.url, JPEG, **{"X-Request-ID": "after-both"})
+    deadline = time.monotonic() + 60
+    while "after-both" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert '"level": "error"' not in log.read_text()
 
 
 # --- who wishes for another protocol
@@ -207,6 +248,22 @@ def test_pieces_are_added_to_a_buffer_that_grows_in_place() -> None:
 class OnlyBodies(Protocol):
     def __init__(self, connection: SimpleNamespace) -> None:
         vars(self).update(vars(connection))
+
+
+def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with running_service(tmp_path, make_model(tmp_path / "m"), "serve.grace=0.1") as started:
+        with contextlib.ExitStack() as stack:
+            for first in (b"GET /liv", b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"):
+                s = stack.enter_context(connect(started))
+                s.sendall(first)
+                time.sleep(0.2)
+            began = time.monotonic()
+            started.process.signal(signal.SIGTERM)
+            while started.process.alive():
+                assert time.monotonic() - began < 60
+                time.sleep(0.02)
+            assert time.monotonic() - began < LINGER_SECONDS
+        assert '"level": "error"' not in service.log_file(tmp_path).read_text()
 
 
 # --- too many, and no room
@@ -286,3 +343,24 @@ def test_a_state_file_that_cannot_be_read_just_now_names_it_still(tmp_path: Path
     assert named
     service.state_file(tmp_path).write_text("{")
     assert not service.is_named(tmp_path, "me")
+
+
+def test_a_line_that_was_cut_off_by_a_full_disk_is_taken_back(tmp_path: Path) -> None:
+    handler = logs.FileHandler(tmp_path / "service.log")
+    handler.setFormatter(logs.JsonFormatter())
+
+    def say(text: str) -> None:
+        handler.handle(logging.LogRecord("x", logging.ERROR, __file__, 1, text, None, None))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it; the error is what counts
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # room for some lines, and a part of one
+    try:
+        for i in range(10):
+            say(f"line {i}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    say("the disk has room again")
+    said = [json.loads(line)["message"] for line in (tmp_path / "service.log").read_text().splitlines()]
+    assert said == [*(f"line {i}" for i in range(10)), "the disk has room again"]

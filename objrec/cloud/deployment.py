@@ -18,7 +18,7 @@ from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.images.decode import ImageError
 from objrec.models.card import ModelCard
-from objrec.registry.gate import Decision, decide, mcnemar
+from objrec.registry.gate import Decision, decide, p_better
 from objrec.registry.records import Record
 
 
@@ -193,4 +193,4 @@ class _Trial:
         return current.model_copy(update={"accuracy": sum(right) / len(right), "num_images": len(right)})
 
     def p_value(self, _: Record, current: Record) -> float:
-        return mcnemar(self._right(self._inputs["model_dir"]), self._right(self._in_production(current)))
+        return p_better(self._right(self._inputs["model_dir"]), self._right(self._in_production(current)))

@@ -44,7 +44,7 @@ def decide(
             accuracy. Called only when the two accuracies at hand are not of the same test set.
         min_improvement: by how much, in accuracy, the candidate must exceed production.
         p_value: when given, a better candidate must also be better beyond chance: returns the p-value of a paired
-            test on the candidate's test set, and at most ``significance_level`` passes.
+            test on the candidate's test set (``p_better``), and at most ``significance_level`` passes.
 
     Raises:
         ValueError: when the candidate's accuracy is missing or not a number from 0 to 1.
@@ -62,7 +62,7 @@ def decide(
     before = current.accuracy
     assert before is not None
     numbers = f"{accuracy:.4f} against {before:.4f} in production"
-    if not accuracy > before + min_improvement:
+    if not round(accuracy - before - min_improvement, 9) > 0:  # 0.95 is not more than 0.05 above 0.9, as floats have it
         required = f", {min_improvement:g} more required" if min_improvement else ""
         return Decision(False, "not_higher", f"{REFUSED} ({numbers}{required})")
     if p_value is not None:
@@ -90,4 +90,12 @@ def mcnemar(first_right: list[bool], second_right: list[bool]) -> float:
     if n == 0:
         return 1.0
     tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, 2 * tail / float(2**n))
+    ratio: float = 2 * tail / 2**n  # of whole numbers, which have no largest
+    return min(1.0, ratio)
+
+
+def p_better(candidate_right: list[bool], current_right: list[bool]) -> float:
+    """Return McNemar's p-value, or 1 where the candidate is not right more often: nothing then speaks for it."""
+    if sum(candidate_right) <= sum(current_right):
+        return 1.0
+    return mcnemar(candidate_right, current_right)

@@ -6,6 +6,7 @@
       models/<sha256>/    a model folder, named by its content, never changed
       registry.jsonl      what happened, a line each, only ever appended to
       aliases.json        the model in ``production`` and the ``previous`` one: one file, so both move in one rename
+      .deploying          taken by a deployment from its decision to its end
       .lock               taken by whoever changes anything; released by the kernel when its holder dies
 
 Readers take no lock: models appear and aliases move by rename, and a torn last line of the log is ignored.
@@ -18,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,6 +115,18 @@ class FolderRegistry:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    @contextlib.contextmanager
+    def deploying(self) -> Iterator[None]:
+        """Hold off other deployments: what is decided here is still true when it is done."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".deploying").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another deployment to {self.root} is under way: waiting for it", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def log(self, event: str, **details: Any) -> None:
         """Append a line to the log. One write; after a torn line it starts a new one."""
         self.root.mkdir(parents=True, exist_ok=True)
@@ -185,14 +199,22 @@ class FolderRegistry:
             if last is not None and last.sha256 != record.sha256:
                 aliases["previous"] = last
             aliases["production"] = record
-            self._write_aliases(aliases)
+            # the log first: where it cannot be written, nothing has moved
             self.log(event, record=record.model_dump(), previous=last.sha256 if last else None, **details)
+            self._write_aliases(aliases)
         return last
 
-    def restore(self, aliases: dict[str, Record]) -> None:
-        """Put the aliases back as they were, after a deployment that failed."""
+    def restore(self, aliases: dict[str, Record], *, failed: Record) -> None:
+        """Put the aliases back as they were, unless somebody has promoted another model than the one that failed."""
         with self.lock():
-            self._write_aliases(aliases)
+            current = self.production()
+            if current is not None and current.sha256 == failed.sha256:
+                self._write_aliases(aliases)
+
+    def check(self, sha256: str) -> None:
+        """Raises UserError, with what to do, when a registered model is missing or damaged."""
+        if fault := _fault(self.model_dir(sha256)):
+            raise UserError(f"{fault}: deploy the model again, or promote another one")
 
     def _write_aliases(self, aliases: dict[str, Record]) -> None:
         text = json.dumps({name: record.model_dump() for name, record in aliases.items()}, indent=2) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import sys
 import threading
 from datetime import UTC, datetime
@@ -66,8 +67,15 @@ class FileHandler(logging.Handler):
             return
         if self._path.exists() and self._path.stat().st_size > self._max_bytes:
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write("\n".join(lines) + "\n")
+        data = ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+        with self._path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:  # half a line would stay, and all be written again
+                file.truncate(size)
+                raise
 
     def _write_now_and_then(self) -> None:
         pause = threading.Event()

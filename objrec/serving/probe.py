@@ -10,14 +10,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 from objrec.registry.store import write_atomically
+from objrec.serving.smoke import PICTURES
+
+if TYPE_CHECKING:
+    from objrec.serving.predictor import Predictor
 
 TIMEOUT = 3600.0  # seconds; a test set of a million pictures fits
 CHANCE = 1e-6  # a model that is what its accuracy file says fails the smoke test once in a million deployments
@@ -66,35 +72,24 @@ def try_model(
     """
     from objrec.serving.predictor import Predictor
     from objrec.serving.runtimes import cores
-    from objrec.serving.smoke import PICTURES, Smoke, pictures_in_turns, smoke_file
+    from objrec.serving.smoke import Smoke, pictures_in_turns, smoke_file
     from objrec.serving.tuning import tune, tuned_dir
 
     predictor = Predictor.load(model_dir, max_pixels=max_pixels, verify=False)  # the registry has just verified it
     names = predictor.card.class_names
     pictures = pictures_in_turns(test_dir)
-    data, answers, right = [], [], 0
-    for label, path in pictures:
-        picture = path.read_bytes()
-        try:
-            pixels = predictor.pixels(picture)
-        except ImageError:
-            continue
-        row = predictor.probabilities(pixels[None])[0].tolist()
-        if len(row) != len(names) or not all(math.isfinite(p) for p in row):
-            raise UserError(f"the model answered {path.name} with something else than a probability for each class")
-        right += names[row.index(max(row))] == label
-        data.append(picture)
-        answers.append(row)
-        if len(data) == PICTURES:
-            break
-    if not data:
+    drawn = random.Random(0).sample(pictures, len(pictures))  # the accuracy is that of the test set as it is
+    counted = _answers(predictor, drawn)
+    if not counted:
         raise UserError(f"{test_dir} has no readable picture to try the model on")
-    if chance_of_at_most(right, len(data), accuracy) < CHANCE:
+    right = sum(names[row.index(max(row))] == label for label, _, row in counted)
+    if chance_of_at_most(right, len(counted), accuracy) < CHANCE:
         raise UserError(
-            f"the model is right on {right} of {len(data)} smoke pictures; its accuracy file says {accuracy:.3f}: "
+            f"the model is right on {right} of {len(counted)} pictures; its accuracy file says {accuracy:.3f}: "
             "model_dir, accuracy_file and test_dir do not belong together; run the evaluate step again"
         )
-    smoke = Smoke(data, answers)
+    in_turns = _answers(predictor, pictures)
+    smoke = Smoke([data for _, data, _ in in_turns], [row for _, _, row in in_turns])
     found = tune(
         model_dir,
         tuned_dir(registry_dir, predictor.card.sha256),
@@ -110,6 +105,24 @@ def try_model(
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, smoke.dumps())
     return found.model_dump()
+
+
+def _answers(predictor: Predictor, pictures: Sequence[tuple[str, Path]]) -> list[tuple[str, bytes, list[float]]]:
+    """Return label, file and probabilities of the first readable pictures. Raises UserError for any other answer."""
+    found = []
+    for label, path in pictures:
+        data = path.read_bytes()
+        try:
+            pixels = predictor.pixels(data)
+        except ImageError:
+            continue
+        row = predictor.probabilities(pixels[None])[0].tolist()
+        if len(row) != len(predictor.card.class_names) or not all(math.isfinite(p) for p in row):
+            raise UserError(f"the model answered {path.name} with something else than a probability for each class")
+        found.append((label, data, row))
+        if len(found) == PICTURES:
+            break
+    return found
 
 
 def right(model_dir: Path, test_dir: Path, *, max_pixels: int) -> list[bool]:

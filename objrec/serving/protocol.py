@@ -29,8 +29,8 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
 class Protocol(HttpToolsProtocol):
     """What differs from uvicorn's protocol.
 
-    - A head has ``patience`` seconds to come, and so has what follows an answer: the rest of a body that was refused,
-      or bytes that begin no request. A body that is waited for is limited by who waits.
+    - A head has ``patience`` seconds to come, and so have bytes after an answer that begin no request; the rest of a
+      body that was refused may not pause for longer. A body that is waited for is limited by who waits.
     - A client who still sends when the connection is closed is read for a while, so that the answer reaches him.
     - A wish for another protocol (``Upgrade``, as Java's client and ``curl --http2`` send) is ignored, body and all.
     - A client who closes his side after the request gets his answer.
@@ -41,11 +41,13 @@ class Protocol(HttpToolsProtocol):
     _unread = False  # whether a request was begun and is not yet here as a whole
     _lingering = False
     _discarded = 0  # bytes, while lingering
-    _socket: Any = None  # the transport itself; uvicorn's is the one whose close lingers
+    _upgrade = False  # whether the last request of this connection has come: what follows its body is not read
+    _socket: Any  # the transport itself; uvicorn's is the one whose close lingers
+    _closing: _Lingering
 
     def connection_made(self, transport: Any) -> None:
-        self._socket = transport
-        super().connection_made(_Lingering(transport, self))  # type: ignore[arg-type]
+        self._socket, self._closing = transport, _Lingering(transport, self)
+        super().connection_made(self._closing)  # type: ignore[arg-type]
         if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + TOO_MANY:
             transport.close()  # the last file descriptors are for logs and models
             return
@@ -57,22 +59,29 @@ class Protocol(HttpToolsProtocol):
             if self._discarded > LINGER_BYTES:
                 self._socket.close()
             return
+        if self._upgrade and not self._unread:
+            return
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
-            self.send_400_response(INVALID)
+            if not self._upgrade or self._unread:
+                self.send_400_response(INVALID)
             return
         except httptools.HttpParserUpgrade as upgrade:
             self._read_body_of_upgrade(data[upgrade.args[0] :])
+        cycle = self.cycle
+        if cycle is None or not cycle.response_complete or self.timeout_keep_alive_task is not None:
+            return
         # uvicorn takes any byte for the beginning of a request, and waits for ever
-        if self._timer is None and self.timeout_keep_alive_task is None and self.cycle.response_complete:
+        if self._timer is None or (self._unread and cycle.scope is self.scope):  # in a body that was refused
             self._watch()
 
     def _read_body_of_upgrade(self, data: bytes) -> None:
         """Go on where the parser stopped, which takes the body of such a request for the other protocol."""
         framing = [h for h in self.headers if h[0] in (b"content-length", b"transfer-encoding")]
         head = b"".join(b"%s: %s\r\n" % header for header in framing)
+        self._upgrade = True
         self.parser = httptools.HttpRequestParser(
             SimpleNamespace(on_body=self.on_body, on_message_complete=self.on_message_complete)
         )
@@ -88,9 +97,17 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
         super().connection_lost(exc)
+        self._closing.release()
+
+    def shutdown(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            super().shutdown()
+        elif not self._lingering:
+            self._socket.close()  # nobody is owed an answer
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._unread = True
         self._watch()
 
@@ -118,6 +135,11 @@ class Protocol(HttpToolsProtocol):
             return
         self._unread = False
         super().on_message_complete()
+        if self.cycle.response_complete:  # it was refused, and has been read to its end: the connection is idle now
+            self._unwatch()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def close(self) -> None:
         """Close the connection, and where a request is still being sent, let the client read the answer first.
@@ -130,8 +152,13 @@ class Protocol(HttpToolsProtocol):
             self._lingering = True
             self._unwatch()
             self._unset_keepalive_if_required()
-            self._socket.write_eof()
-            self._socket.resume_reading()
+            self._closing.write = lambda _: None  # of a request that still runs
+            try:
+                self._socket.write_eof()
+                self._socket.resume_reading()
+            except (OSError, RuntimeError):  # the client has gone
+                self._socket.abort()
+                return
             self._timer = self.loop.call_later(LINGER_SECONDS, self._socket.close)
 
     def is_closing(self) -> bool:
@@ -160,6 +187,10 @@ class _Lingering:
         self._transport = transport
         self.write: Callable[[bytes], None] = transport.write
         self.close, self.is_closing = protocol.close, protocol.is_closing
+
+    def release(self) -> None:
+        """Know the protocol no longer, so that what it holds is given back at once."""
+        self.close, self.is_closing = self._transport.close, self._transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from objrec.registry.records import Record
 from objrec.registry.store import FolderRegistry
 from objrec.serving import service
@@ -22,10 +24,11 @@ def roll_out(
         start: start a service with these settings where none is running.
 
     Raises:
-        UserError: when the model cannot be loaded or does not pass its smoke test.
+        UserError: when the model is damaged, cannot be loaded or does not pass its smoke test.
     """
     running = service.find(registry.root)
     try:
+        registry.check(record.sha256)
         if running is not None:
             running.control("prepare", sha256=record.sha256)
         before = registry.aliases()
@@ -38,9 +41,10 @@ def roll_out(
             elif start is not None:
                 running = service.ensure_started(start)
         except BaseException:
-            registry.restore(before)
+            registry.restore(before, failed=record)
             raise
     except Exception as error:
-        registry.log("failed", record=record.model_dump(), reason=str(error))
+        with contextlib.suppress(OSError):  # a full disk may be what went wrong
+            registry.log("failed", record=record.model_dump(), reason=str(error))
         raise
     return last, running

@@ -10,7 +10,7 @@ from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.models.card import ModelCard
 from objrec.pipeline.step import Port, make_step
-from objrec.registry.gate import Decision, decide, mcnemar
+from objrec.registry.gate import Decision, decide, p_better
 from objrec.registry.records import Accuracy, Record
 from objrec.registry.store import FolderRegistry, write_atomically
 from objrec.serving.service import Service
@@ -54,6 +54,14 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
         write_atomically(outputs["endpoint_file"], json.dumps(deploy(config, record, inputs), indent=2) + "\n")
         return
     registry = FolderRegistry(Path(config.registry_dir).resolve())
+    with registry.deploying():
+        _decide_and_deploy(config, registry, record, inputs, outputs["endpoint_file"])
+
+
+def _decide_and_deploy(
+    config: Config, registry: FolderRegistry, record: Record, inputs: Mapping[str, Path], endpoint_file: Path
+) -> None:
+    _mend(registry, record, inputs["model_dir"])
     trial = _Trial(registry, inputs["model_dir"], inputs["test_dir"], config.images.max_pixels)
     decision = decide(
         record,
@@ -67,7 +75,18 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
         last, service = _deploy(config, registry, record, inputs)
     else:
         last, service = _stay(config, registry, record, decision)
-    _write(outputs["endpoint_file"], registry, decision, last, service)
+    _write(endpoint_file, registry, decision, last, service)
+
+
+def _mend(registry: FolderRegistry, record: Record, model_dir: Path) -> None:
+    """Where the model in production is this very one and its copy is damaged, replace the copy."""
+    current = registry.production()
+    if current is None or current.sha256 != record.sha256:
+        return
+    try:
+        registry.check(record.sha256)
+    except UserError:
+        registry.add(model_dir, record)
 
 
 def _deploy(
@@ -148,14 +167,21 @@ class _Trial:
 
         def measure(current: Record) -> Record:
             for event in reversed(self._registry.events()):
-                known = event.get("record", {})
+                known = event.get("record")
                 if (
                     event.get("event") == "measured"
+                    and isinstance(known, dict)
                     and known.get("sha256") == current.sha256
                     and known.get("test_data_fingerprint") == candidate.test_data_fingerprint
                 ):
                     return Record.model_validate(known)
-            right = self.right(self._registry.model_dir(current.sha256))
+            try:
+                right = self.right(self._registry.model_dir(current.sha256))
+            except UserError as error:
+                raise UserError(
+                    f"the model in production cannot be measured on the new test set: {error}; promote another one, or "
+                    f"delete {self._registry.root / 'aliases.json'} to deploy as if for the first time"
+                ) from None
             record = current.model_copy(
                 update={
                     "accuracy": sum(right) / len(right),
@@ -169,7 +195,7 @@ class _Trial:
         return measure
 
     def p_value(self, candidate: Record, current: Record) -> float:
-        return mcnemar(self.right(self._model_dir), self.right(self._registry.model_dir(current.sha256)))
+        return p_better(self.right(self._model_dir), self.right(self._registry.model_dir(current.sha256)))
 
 
 if __name__ == "__main__":
