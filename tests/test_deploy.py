@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from objrec.pipeline.step import restrict
 from objrec.registry.gate import REFUSED
 from objrec.registry.store import FolderRegistry
 from objrec.serving import service
+from objrec.serving.service import Service
 from objrec.steps.deploy import STEP
 
 
@@ -189,6 +192,18 @@ def test_a_refusal_is_quick_and_imports_no_runtime(place: Path) -> None:
     seconds, heavy = json.loads(done.stdout)
     assert heavy == [] and seconds < 0.2
     assert json.loads((place / "again.json").read_text())["url"]
+
+
+def test_refusal_says_when_the_service_hangs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(place / "m")
+    deploy(place, model, 0.9, "deploy.start=false")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        hanging = Service(pid=1, started="x", url=url, instance="me", token="t", settings="s")
+        monkeypatch.setattr(service, "find", lambda _: hanging)
+        monkeypatch.setattr(Service, "get", partialmethod(Service.get, timeout=0.2))
+        with pytest.raises(UserError, match=r"process 1\) hangs: .* action=stop"):
+            deploy(place, model, 0.9)
 
 
 def test_refusal_starts_the_service_again_when_it_is_dead(place: Path) -> None:

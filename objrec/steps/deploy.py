@@ -121,6 +121,14 @@ def _stay(
     running = service.find(registry.root)
     if running is None and settings is not None:
         running = service.ensure_started(settings)  # the URL that is printed answers
+    elif running is not None:
+        try:
+            running.get("/livez")
+        except OSError:
+            raise UserError(
+                f"the service of {registry.root} (process {running.pid}) hangs: python -m objrec.serve action=stop "
+                "ends it, then run this step again"
+            ) from None
     return registry.aliases().get("previous"), running
 
 
