@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from objrec.config.errors import UserError
-from objrec.models.card import ModelCard
+from objrec.models.card import CURE, ModelCard
 from objrec.registry.records import Record
 
 INCOMING = ".incoming-"
@@ -162,18 +162,12 @@ class FolderRegistry:
     def _copy(self, model_dir: Path, card: ModelCard, place: Path) -> None:
         models = self.root / "models"
         models.mkdir(parents=True, exist_ok=True)
-        for name in card.files:
-            if Path(name).name != name:
-                raise UserError(f"{model_dir / 'model.json'} lists '{name}', which is outside the model folder")
         incoming = Path(tempfile.mkdtemp(prefix=INCOMING, dir=models))
         try:
             for name in (*card.files, "model.json", "config.yaml"):
                 if name == "config.yaml" and not (model_dir / name).is_file():
                     continue
-                try:
-                    shutil.copyfile(model_dir / name, incoming / name)
-                except FileNotFoundError:
-                    raise UserError(f"{model_dir / name} is missing: the model folder is incomplete") from None
+                _copy_file(model_dir / name, incoming / name)
                 with (incoming / name).open("rb") as file:
                     os.fsync(file.fileno())
             card.verify(incoming)  # the copy: what was read once is what was checked
@@ -248,6 +242,18 @@ class FolderRegistry:
                 shutil.rmtree(self.root / "tuned" / sha256, ignore_errors=True)
                 self.log("removed", sha256=sha256)
         return removed
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file of a model folder. Raises UserError for one that is missing, no file, or cannot be copied."""
+    try:
+        if source.exists() and not source.is_file():  # opening a pipe would wait for ever
+            raise UserError(f"{source} is not a file: {CURE}")
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        raise UserError(f"{source} is missing: the model folder is incomplete; {CURE}") from None
+    except OSError as error:
+        raise UserError(f"{source} cannot be copied to {target.parent.parent}: {error.strerror}") from None
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:

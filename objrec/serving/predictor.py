@@ -61,7 +61,7 @@ class Predictor:
             verify: check the hashes of the files first; False only where the caller has just done so.
 
         Raises:
-            UserError: for a damaged folder, or a runtime that is not installed.
+            UserError: for a damaged folder, a model that does not fit its card, or a runtime that is not installed.
         """
         from objrec.serving.runtimes import open_session
 
@@ -71,6 +71,7 @@ class Predictor:
         session = open_session(
             model_dir, card, runtime=runtime, precision=precision, threads=threads, workers=workers, int8=int8
         )
+        _check_fit(session, card, model_dir)
         return cls(card, session, max_pixels, workers)
 
     def pixels(self, picture: bytes | Path) -> npt.NDArray[np.uint8]:
@@ -114,6 +115,21 @@ class Predictor:
         """Pair the ``top_k`` largest of (classes,) probabilities with their labels, best first."""
         order: Sequence[int] = (-probabilities).argsort(kind="stable")[:top_k].tolist()
         return [(self.card.class_names[i], float(probabilities[i])) for i in order]
+
+
+def _check_fit(session: Session, card: ModelCard, model_dir: Path) -> None:
+    """Answer for a black picture: the model takes pictures of the card's size, and has an output for each class."""
+    import numpy as np
+
+    size, cure = card.input_size, "take the model.json that was written with the model"
+    try:
+        shape = session.logits(np.zeros((1, size, size, 3), dtype=np.uint8)).shape
+    except Exception as error:  # the runtimes' own exception types share no public base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{model_dir}: the model fails on a picture of {size} x {size} ({reason}): {cure}") from None
+    classes = len(card.class_names)
+    if shape != (1, classes):
+        raise UserError(f"{model_dir}: the model has {shape[-1]} outputs, its card names {classes} classes: {cure}")
 
 
 def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float64]:
