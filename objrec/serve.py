@@ -73,13 +73,16 @@ def _stop(config: Config, registry_dir: Path) -> int:
 def _status(config: Config, registry_dir: Path) -> int:
     from objrec.serving import service
 
-    running = service.find(registry_dir)
+    service.refuse_strangers(registry_dir)
+    running, version = service.ask(registry_dir)
     if running is None:
         print(json.dumps({"running": False}))
         return 1
-    _, version = running.get("/version")
-    print(json.dumps({"running": True, "url": running.url, "pid": running.pid, **version}, indent=2))
-    return 0
+    content = {"running": True, "url": running.url, "pid": running.pid, **version}
+    if not version:
+        content["problem"] = f"running, but does not answer (pid {running.pid}): action=stop ends it"
+    print(json.dumps(content, indent=2))
+    return 0 if version else 1
 
 
 if __name__ == "__main__":

@@ -329,7 +329,7 @@ def test_log_lines_wait_until_they_can_be_written(tmp_path: Path, monkeypatch: p
 def test_a_state_file_that_cannot_be_read_just_now_names_it_still(tmp_path: Path) -> None:
     assert not service.is_named(tmp_path, "me")
     assert not service.is_named(tmp_path / "gone", "me")
-    found = Service(pid=1, started="x", url="http://x", instance="me", token="", settings="")
+    found = Service(pid=1, started="x", url="http://x:80", instance="me", token="", settings="")
     service.write_state(tmp_path, found)
     assert service.is_named(tmp_path, "me") and not service.is_named(tmp_path, "another")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving_kit import FAST, make_model, put_in_registry, request, running_service
@@ -20,7 +22,7 @@ from objrec.config.load import load_config
 from objrec.registry.store import FolderRegistry
 from objrec.serve import main
 from objrec.serving import service
-from objrec.serving.service import Process
+from objrec.serving.service import Process, Service
 from objrec.serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +54,131 @@ def test_a_state_file_that_names_a_stranger_is_not_believed(tmp_path: Path) -> N
             assert service.find(tmp_path) is None
         service.write_state(tmp_path, started)
     assert service.find(tmp_path) is None and not started.process.alive()
+
+
+def ours(**changes: Any) -> Service:
+    """A state of this very process, at a port where nobody listens."""
+    me = Process.of(os.getpid())
+    assert me is not None
+    state = Service(pid=me.pid, started=me.started, url="http://127.0.0.1:9", instance="i", token="t", settings="s")
+    return replace(state, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *[{"url": u} for u in ("http://127.0.0.1:99999", "http://127.0.0.1:0", "http://127.0.0.1", "http://:80")],
+        *[
+            {"url": u}
+            for u in (5, None, "", "http://[::1", "http://x:abc", "ftp://x:80", "http://x y:80", "http://é:80")
+        ],
+        *[{"token": t} for t in ("a\nb", "é", 5, None)],
+        *[{"pid": p} for p in ("1", None, True, 1.5)],
+        {"started": 5},
+        {"instance": None},
+        {"settings": []},
+    ],
+)
+def test_a_state_file_that_was_edited_to_nonsense_names_no_service(tmp_path: Path, changes: dict[str, Any]) -> None:
+    service.write_state(tmp_path, ours())
+    assert service.read_state(tmp_path) == ours() and service.is_named(tmp_path, "i")
+    service.write_state(tmp_path, ours(**changes))
+    assert service.read_state(tmp_path) is None and service.find(tmp_path) is None
+    assert not service.is_named(tmp_path, "i")
+
+
+def test_a_state_file_of_brackets_names_no_service(tmp_path: Path) -> None:
+    service.state_file(tmp_path).write_text("[" * 100_000)
+    assert service.find(tmp_path) is None
+
+
+def test_a_host_that_cannot_be_one_does_not_answer() -> None:
+    with pytest.raises(OSError, match="not an HTTP answer"):
+        service.call("http://a..b:80", "GET", "/version", timeout=1)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Process]:
+    """A process that does not obey SIGTERM, reaped when it ends."""
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline()
+    process = Process.of(child.pid)
+    assert process is not None
+    try:
+        yield process
+    finally:
+        child.kill()
+        child.communicate()
+
+
+Say = Callable[[str, int], tuple[str, str]]
+
+
+@pytest.fixture
+def say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Say:
+    def run(action: str, status: int) -> tuple[str, str]:
+        assert main([f"action={action}", f"registry_dir={tmp_path}"]) == status
+        return capsys.readouterr()
+
+    return run
+
+
+def test_a_service_that_hangs_is_told_of_and_killed(
+    tmp_path: Path, say: Say, sleeper: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "STOP_SECONDS", 0.2)
+    service.write_state(tmp_path, ours(**asdict(sleeper)))  # nobody listens at its port
+    told = json.loads(say("status", 1)[0])
+    assert told["running"] and told["problem"].startswith(f"running, but does not answer (pid {sleeper.pid})")
+    out, err = say("stop", 0)
+    assert out.startswith("stopped") and "so it was killed" in err and not sleeper.alive()
+    assert json.loads(say("status", 1)[0]) == {"running": False}
+
+
+def test_a_service_that_answers_is_not_killed(
+    tmp_path: Path, say: Say, sleeper: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(service, "call", lambda *_, **__: (200, {"instance": "i"}))
+    service.write_state(tmp_path, ours(**asdict(sleeper)))
+    assert "try again" in say("stop", 2)[1] and sleeper.alive()
+
+
+def test_the_status_of_a_service_that_ends_meanwhile(
+    tmp_path: Path, say: Say, sleeper: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: Any, **__: Any) -> None:
+        sleeper.signal(9)
+        while sleeper.alive():
+            time.sleep(0.01)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(service, "call", end)
+    service.write_state(tmp_path, ours(**asdict(sleeper)))
+    assert json.loads(say("status", 1)[0]) == {"running": False}
+
+
+def test_a_service_of_another_user_is_left_to_them(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state may be readable or not. Not by modes: root may do anything."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    service.write_state(tmp_path, ours())
+    with monkeypatch.context() as patch:
+        patch.setattr("signal.pidfd_send_signal", refuse)
+        assert "belongs to another user" in say("stop", 2)[1]
+    monkeypatch.setattr(service, "state_file", lambda _: Locked(tmp_path / "service.json"))
+    assert "belongs to another user" in say("stop", 2)[1]
+    assert "belongs to another user" in say("status", 2)[1]
+
+
+class Locked(type(Path())):  # type: ignore[misc]
+    """A file that may not be opened."""
+
+    def open(self, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
 
 
 def test_the_command_that_starts_it_ends_and_lets_go(tmp_path: Path) -> None:

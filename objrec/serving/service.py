@@ -110,7 +110,7 @@ def call(
         connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
         content = response.read()
-    except http.client.HTTPException as error:
+    except (http.client.HTTPException, UnicodeError) as error:  # the latter for a host that cannot be one
         raise OSError(f"not an HTTP answer: {error}") from None
     finally:
         connection.close()
@@ -154,10 +154,18 @@ def is_named(registry_dir: Path, instance: str) -> bool:
 
 
 def _parse(text: str) -> Service | None:
+    """Read a state file's content; None where someone changed it so that no service of ours could be meant."""
     try:
-        return Service(**json.loads(text))
-    except (ValueError, TypeError):
+        service = Service(**json.loads(text))
+        texts = (service.started, service.url, service.instance, service.token, service.settings)
+        if type(service.pid) is not int or not all(isinstance(t, str) and t.isprintable() for t in texts):
+            return None
+        parts = urlsplit(service.url)
+        is_ours = parts.scheme == "http" and parts.hostname and parts.port  # reading the port checks its range
+        is_plain = (service.url + service.token).isascii() and " " not in service.url
+    except (ValueError, TypeError, RecursionError):
         return None
+    return service if is_ours and is_plain else None
 
 
 def write_state(registry_dir: Path, service: Service) -> None:
@@ -168,16 +176,35 @@ def write_state(registry_dir: Path, service: Service) -> None:
 
 def find(registry_dir: Path) -> Service | None:
     """Return the service of this registry if it is running."""
+    return ask(registry_dir)[0]
+
+
+def ask(registry_dir: Path) -> tuple[Service | None, dict[str, Any]]:
+    """Return the service of this registry if it is running, and what it says of itself: nothing when it hangs."""
     service = read_state(registry_dir)
     if service is None or not service.process.alive():
-        return None
+        return None, {}
     for attempt in range(3):  # a loaded machine may be slow to answer; a stranger answers something else
         try:
             status, answer = service.get("/version", timeout=5.0 * (attempt + 1))
         except OSError:
             continue
-        return service if status == 200 and answer.get("instance") == service.instance else None
-    return service  # the process is ours, but hangs: whoever wants to stop it may
+        return (service, answer) if status == 200 and answer.get("instance") == service.instance else (None, {})
+    # the process is ours, but hangs: whoever wants to stop it may; or it has ended since
+    return (service if service.process.alive() else None), {}
+
+
+def refuse_strangers(registry_dir: Path) -> None:
+    """Raise UserError where the state file is another user's, who alone may know of the service that it names."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        try:
+            state_file(registry_dir).open("rb").close()
+        except PermissionError:
+            raise UserError(_foreign(registry_dir)) from None
+
+
+def _foreign(registry_dir: Path) -> str:
+    return f"the service that {state_file(registry_dir)} names belongs to another user: only they can ask or stop it"
 
 
 @contextlib.contextmanager
@@ -254,15 +281,40 @@ def _last_words(registry_dir: Path) -> str:
 
 
 def stop(registry_dir: Path) -> Service | None:
-    """Stop the service and wait until it is gone; None where none ran. Raises UserError when it does not end."""
+    """Stop the service and wait until it is gone; None where none ran.
+
+    One that hangs is killed when it has not obeyed for ``STOP_SECONDS``: it has nothing left to answer.
+
+    Raises:
+        UserError: it does not end, or belongs to another user.
+    """
+    refuse_strangers(registry_dir)
     with start_lock(registry_dir):
-        service = find(registry_dir)
+        service, answer = ask(registry_dir)
         if service is None:
             return None
-        service.process.signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while service.process.alive():
-            if time.monotonic() > deadline:
-                raise UserError(f"the service (process {service.pid}) does not end: kill -9 {service.pid}")
-            time.sleep(0.02)
+        try:
+            service.process.signal(signal.SIGTERM)
+        except PermissionError:
+            raise UserError(_foreign(registry_dir)) from None
+        if _has_ended(service):
+            return service
+        if answer:  # it is at work: its last requests may take longer than we wait
+            raise UserError(
+                f"the service (process {service.pid}) does not end yet: try again, or kill -9 {service.pid}"
+            )
+        service.process.signal(signal.SIGKILL)
+        print(f"note: the service hung (process {service.pid}), so it was killed", file=sys.stderr)
+        if not _has_ended(service):
+            raise UserError(f"the service (process {service.pid}) does not end: the system holds it, look at its log")
         return service
+
+
+def _has_ended(service: Service) -> bool:
+    """Wait for its end, ``STOP_SECONDS`` at most."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while service.process.alive():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
