@@ -155,6 +155,71 @@ def test_gc_keeps_what_is_in_use_and_the_newest(registry: FolderRegistry, tmp_pa
     assert set(registry.verify().values()) == {""}
 
 
+def test_gc_without_a_log_keeps_the_newest_by_their_folders(registry: FolderRegistry, tmp_path: Path) -> None:
+    records = [put_in_registry(registry.root, make_model(tmp_path / f"m{i}", seed=i)) for i in range(4)]
+    (registry.root / "registry.jsonl").unlink()
+    for age, record in enumerate(records):
+        os.utime(registry.model_dir(record.sha256), (10**9 - age, 10**9 - age))
+    assert registry.gc(keep=4) == []
+    assert sorted(registry.gc(keep=2)) == sorted(r.sha256 for r in records[2:])
+    (registry.root / "registry.jsonl").unlink()
+    put_in_registry(registry.root, tmp_path / "m3")
+    assert registry.gc(keep=2) == [records[3].sha256]  # whatever the log does not know is newer
+    registry.gc(keep=0)
+    assert registry.models() == []
+
+
+RECORDS = ("null", "[1]", "5", "{}", '{"sha256":5}', '"x"')
+ODD = ["{}", "[]", "5", '{"event":"registered"}', "[" * 100_000]
+ODD += [f'{{"event":"registered","record":{record}}}' for record in RECORDS]
+
+
+def test_odd_lines_of_the_log_are_passed_over(
+    registry: FolderRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = put_in_registry(registry.root, make_model(tmp_path / "m"))
+    registry.promote(record)
+    with (registry.root / "registry.jsonl").open("a") as file:
+        file.write("\n".join(ODD) + "\n")
+    where = f"registry_dir={registry.root}"
+    assert [main([*words, where]) for words in (["list"], ["gc"], ["verify"])] == [0, 0, 0]
+    capsys.readouterr()
+    assert main(["show", "production", where]) == 0
+    assert [h["event"] for h in json.loads(capsys.readouterr().out)["history"]] == ["registered", "promoted"]
+
+
+def test_a_file_among_the_models_is_none(registry: FolderRegistry, tmp_path: Path) -> None:
+    record = put_in_registry(registry.root, make_model(tmp_path / "m"))
+    (registry.root / "models" / ("f" * 64)).write_text("stray")
+    assert registry.verify() == {record.sha256: ""} and registry.gc(keep=9) == []
+
+
+def test_a_model_whose_card_is_broken_is_shown_as_an_error(
+    registry: FolderRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = put_in_registry(registry.root, make_model(tmp_path / "m"))
+    registry.promote(record)
+    card = registry.model_dir(record.sha256) / "model.json"
+    card.write_text("{")
+    assert main(["show", "production", f"registry_dir={registry.root}"]) == 2
+    assert "model.json is damaged" in capsys.readouterr().err
+    card.unlink()
+    assert main(["show", "production", f"registry_dir={registry.root}"]) == 2
+    assert "no model.json" in capsys.readouterr().err
+
+
+def test_the_cure_for_a_mislabelled_model_works(
+    registry: FolderRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in_registry(registry.root, make_model(tmp_path / "a"))
+    other = make_model(tmp_path / "b", classes=["blue", "green", "red"])
+    with pytest.raises(UserError, match="class_names") as caught:
+        put_in_registry(registry.root, other)
+    words = str(caught.value).rpartition("python -m objrec.registry ")[2].split()
+    assert main([*words, f"registry_dir={registry.root}"]) == 0
+    put_in_registry(registry.root, other)
+
+
 WRITER = """
 import sys
 from pathlib import Path

@@ -10,8 +10,9 @@ from pathlib import Path
 from objrec.config.cli import command, overrides_of
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
+from objrec.models.card import ModelCard
 from objrec.registry.records import Record
-from objrec.registry.store import FolderRegistry
+from objrec.registry.store import FolderRegistry, model_of
 
 HELP = """python -m objrec.registry ACTION [VERSION] [overrides]
 
@@ -71,16 +72,14 @@ def _show(registry: FolderRegistry, config: Config, version: str) -> int:
     sha256 = registry.resolve(version)
     record = registry.records().get(sha256)
     history = [
-        {k: v for k, v in event.items() if k != "record"}
-        for event in registry.events()
-        if event.get("record", {}).get("sha256", event.get("sha256")) == sha256
+        {k: v for k, v in event.items() if k != "record"} for event in registry.events() if model_of(event) == sha256
     ]
     content = {
         "version": sha256,
         "folder": str(registry.model_dir(sha256)),
         "aliases": [a for a, r in registry.aliases().items() if r.sha256 == sha256],
         "record": record.model_dump() if record else None,
-        "card": json.loads((registry.model_dir(sha256) / "model.json").read_text()),
+        "card": ModelCard.load(registry.model_dir(sha256)).model_dump(),
         "history": history,
     }
     print(json.dumps(content, indent=2))

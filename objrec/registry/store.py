@@ -66,7 +66,7 @@ class FolderRegistry:
     def models(self) -> list[str]:
         """Return the sha256 of every registered model."""
         folder = self.root / "models"
-        return sorted(p.name for p in folder.iterdir() if len(p.name) == 64) if folder.is_dir() else []
+        return sorted(p.name for p in folder.iterdir() if len(p.name) == 64 and p.is_dir()) if folder.is_dir() else []
 
     def resolve(self, name: str) -> str:
         """Return the sha256 that an alias, a sha256 or an unambiguous beginning of one means. Raises UserError."""
@@ -81,14 +81,14 @@ class FolderRegistry:
         raise UserError(f"no model {name or '(empty name)'} in {self.root}: see python -m objrec.registry list")
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the log, oldest first. A line that a crash tore is left out."""
+        """Return the log, oldest first. A line that a crash tore is left out; ``model_of`` reads one defensively."""
         try:
             lines = (self.root / "registry.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
         events = []
         for line in lines:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):  # the latter by a line of brackets
                 event = json.loads(line)
                 if isinstance(event, dict):
                     events.append(event)
@@ -224,6 +224,16 @@ class FolderRegistry:
                 found[record.sha256] = f"the model in {alias} is missing"
         return found
 
+    def _newest_first(self) -> list[str]:
+        """Return what was registered and is there; a model that the log does not know counts as newer than all others.
+
+        The log may have been lost: by its folders' times the last models stay, instead of none.
+        """
+        present = self.models()
+        logged = [m for e in reversed(self.events()) if e.get("event") == "registered" and (m := model_of(e))]
+        unknown = sorted(set(present) - set(logged), key=lambda m: self.model_dir(m).stat().st_mtime, reverse=True)
+        return [*unknown, *(m for m in dict.fromkeys(logged) if m in present)]
+
     def gc(self, *, keep: int) -> list[str]:
         """Remove what crashes left and all but the ``keep`` newest and the aliased models. Returns those removed."""
         with self.lock():
@@ -231,8 +241,7 @@ class FolderRegistry:
             for left in models.glob(f"{INCOMING}*"):
                 shutil.rmtree(left, ignore_errors=True)
             aliased = {record.sha256 for record in self.aliases().values()}
-            by_age = [e["record"]["sha256"] for e in self.events() if e.get("event") == "registered"]
-            newest = list(dict.fromkeys(reversed(by_age)))[:keep]
+            newest = self._newest_first()[:keep]
             removed = [m for m in self.models() if m not in aliased and m not in newest]
             for sha256 in removed:
                 doomed = models / f"{INCOMING}removed-{sha256[:12]}"
@@ -254,6 +263,13 @@ def _copy_file(source: Path, target: Path) -> None:
         raise UserError(f"{source} is missing: the model folder is incomplete; {CURE}") from None
     except OSError as error:
         raise UserError(f"{source} cannot be copied to {target.parent.parent}: {error.strerror}") from None
+
+
+def model_of(event: dict[str, Any]) -> str | None:
+    """Return the sha256 of the model that a line of the log is about; None where it does not say."""
+    record = event.get("record")
+    sha256 = record.get("sha256") if isinstance(record, dict) else event.get("sha256")
+    return sha256 if isinstance(sha256, str) else None
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
@@ -299,5 +315,5 @@ def _check_same(known: ModelCard, new: ModelCard, place: Path) -> None:
     if differing:
         raise UserError(
             f"{place} holds the same weights with another {', '.join(differing)}: one of the two model folders is "
-            "mislabelled. Roll back or promote another model, then python -m objrec.registry gc keep=0"
+            "mislabelled. Roll back or promote another model, then python -m objrec.registry gc deploy.keep=0"
         )
