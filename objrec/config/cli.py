@@ -15,28 +15,36 @@ INTERRUPTED = 130
 def guard(action: Callable[[], int | None], *, catch_all: bool = False) -> int:
     """Run ``action`` and return its exit status: 2 for a user's mistake, 130 for Ctrl-C.
 
+    A file or folder that cannot be used as it should (read-only, unreadable, of another kind) is a user's mistake too.
     A defect of ours raises, or with ``catch_all`` prints its traceback and returns 1.
     With ``OBJREC_DEBUG=1`` the traceback of a user's mistake is shown too.
     """
     try:
         return action() or 0
     except UserError as error:
-        if os.environ.get("OBJREC_DEBUG"):
-            traceback.print_exc()
-        for message in error.messages:
-            print(f"error: {message}", file=sys.stderr)
-        return 2
+        return _say(error.messages)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         return 1
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+            return _say([f"{error.filename}: {error.strerror}"])
         if not catch_all:
             raise
         traceback.print_exc()
         return 1
+
+
+def _say(messages: Sequence[str]) -> int:
+    """Print a user's mistakes, below a handler that still holds their exception."""
+    if os.environ.get("OBJREC_DEBUG"):
+        traceback.print_exc()
+    for message in messages:
+        print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def command(help_text: str, run: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
