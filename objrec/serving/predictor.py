@@ -68,9 +68,12 @@ class Predictor:
         card = ModelCard.load(model_dir)
         if verify:
             card.verify(model_dir)
-        session = open_session(
-            model_dir, card, runtime=runtime, precision=precision, threads=threads, workers=workers, int8=int8
-        )
+        try:
+            session = open_session(
+                model_dir, card, runtime=runtime, precision=precision, threads=threads, workers=workers, int8=int8
+            )
+        except RuntimeError as error:  # of torch or OpenVINO, whose first answer or weights are of another shape
+            raise _unfit(model_dir, error) from None
         _check_fit(session, card, model_dir)
         return cls(card, session, max_pixels, workers)
 
@@ -121,15 +124,18 @@ def _check_fit(session: Session, card: ModelCard, model_dir: Path) -> None:
     """Answer for a black picture: the model takes pictures of the card's size, and has an output for each class."""
     import numpy as np
 
-    size, cure = card.input_size, "take the model.json that was written with the model"
+    size, classes = card.input_size, len(card.class_names)
     try:
         shape = session.logits(np.zeros((1, size, size, 3), dtype=np.uint8)).shape
     except Exception as error:  # the runtimes' own exception types share no public base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{model_dir}: the model fails on a picture of {size} x {size} ({reason}): {cure}") from None
-    classes = len(card.class_names)
+        raise _unfit(model_dir, error) from None
     if shape != (1, classes):
-        raise UserError(f"{model_dir}: the model has {shape[-1]} outputs, its card names {classes} classes: {cure}")
+        raise _unfit(model_dir, f"it has {shape[-1]} outputs, its card names {classes} classes")
+
+
+def _unfit(model_dir: Path, reason: Exception | str) -> UserError:
+    line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    return UserError(f"{model_dir}: the model fails ({line}): its model.json must be the one that was written with it")
 
 
 def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float64]:
