@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
+import io
 import os
 import sys
 from collections import deque
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from objrec.config.cli import guard
+from objrec.config.cli import INTERRUPTED, guard
 from objrec.config.errors import UserError
-from objrec.images.decode import SUFFIXES, ImageError
+from objrec.images.decode import ImageError
+from objrec.serving.plain import cell, printable
+from objrec.serving.sources import Picture, pictures_of, read, reason_of
 
 Ranked = list[tuple[str, float]]
 # an encoded picture -> (label, probability), best first, the model's version, whether it is none of the classes
@@ -30,15 +32,6 @@ EXAMPLES = """
 
 Exit status: 0 all labelled, 1 some were not (said on stderr), 2 nothing could be done.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """Something to label: a name for people, and where its bytes are. ``error`` when it is known to be none."""
-
-    name: str
-    data: bytes | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,22 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return guard(lambda: _main(options))
+    _mend_streams()
+    status = guard(lambda: _main(options))
+    if status == INTERRUPTED:  # threads may wait for an endpoint, and Python would wait for them
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _mend_streams() -> None:
+    """Let no stream that is closed, and no name that is not of its encoding, end the run."""
+    if sys.stderr is None:  # or print would take stdout for it
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  # until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -87,64 +95,42 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError("--json and --csv contradict each other: choose one")
     if options.model is not None and options.endpoint is not None:
         raise UserError("--model and --endpoint contradict each other: choose one")
+    if sys.stdout is None:
+        raise UserError("standard output is closed: there is nowhere to write labels to")
     classify, workers = _remote(options) if options.endpoint else _local(options)
-    show = _shower(options, sys.stdout)
+    with _writing():
+        show = _shower(options, sys.stdout)
     done = failed = 0
-    results = label(pictures_of(names, sys.stdin.buffer), classify, workers=workers)
+    results = label(pictures_of(names, sys.stdin), classify, workers=workers)
     with _progress() as step, contextlib.closing(results):
         for result in results:
             done += 1
             failed += result.error is not None
             if result.error is not None and not options.json:
-                print(f"{result.name}: {result.error}", file=sys.stderr)
-            show(result)
+                _say(f"{result.name}: {result.error}")
+            with _writing():
+                show(result)
             step(done, failed)
     if done > 1 and failed:
-        print(f"{failed} of {done} could not be labelled", file=sys.stderr)
+        _say(f"{failed} of {done} could not be labelled")
     return 1 if failed else 0
 
 
-def pictures_of(names: Iterable[str], stdin: IO[bytes]) -> Iterator[Picture]:
-    """Yield what the names stand for, one at a time: files, URLs, all pictures below a folder, matches of a pattern."""
-    for name in names:
-        path = Path(name)
-        if name == "-":
-            yield from _from_stdin(stdin)
-        elif is_url(name) or path.is_file():
-            yield Picture(name)
-        elif path.is_dir():
-            yield from _below(path)
-        elif glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
-            yield from pictures_of(matches, stdin) if matches else [Picture(name, error="nothing matches")]
-        else:
-            yield Picture(name, error="no such file or folder")
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk under stderr is no reason to stop
+        print(printable(text), file=sys.stderr)
 
 
-def _from_stdin(stdin: IO[bytes]) -> Iterator[Picture]:
-    head = stdin.peek(16)[:16] if hasattr(stdin, "peek") else b""
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")) or head[6:10] == b"\0" * 4:
-        yield Picture("stdin", stdin.read())
-        return
-    for line in stdin:
-        if name := os.fsdecode(line.rstrip(b"\r\n")):
-            yield from pictures_of([name] if name != "-" else [], stdin)
-
-
-def _below(folder: Path) -> Iterator[Picture]:
-    found = False
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for file in sorted(files):
-            if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
-                found = True
-                yield Picture(str(Path(parent, file)))
-    if not found:
-        yield Picture(str(folder), error="no pictures in this folder")
-
-
-def is_url(name: str) -> bool:
-    return name.lower().startswith(("http://", "https://"))
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Raise UserError where the results cannot be written, but not where their reader has enough of them."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        raise UserError(f"the results cannot be written: {reason_of(error)}") from None
 
 
 def label(pictures: Iterable[Picture], classify: Classify, *, workers: int) -> Generator[Result, None, None]:
@@ -152,17 +138,17 @@ def label(pictures: Iterable[Picture], classify: Classify, *, workers: int) -> G
 
     ``workers`` pictures are worked on at once and a few more wait, so that memory does not grow with their number.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Result]] = deque()
-        try:
-            for picture in pictures:
-                ahead.append(pool.submit(_label_one, picture, classify))
-                if len(ahead) >= 4 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
+    pool = ThreadPoolExecutor(workers)
+    ahead: deque[Future[Result]] = deque()
+    try:
+        for picture in pictures:
+            ahead.append(pool.submit(_label_one, picture, classify))
+            if len(ahead) >= 4 * workers:
                 yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # what hangs must hold up neither an error nor Ctrl-C
 
 
 def _label_one(picture: Picture, classify: Classify) -> Result:
@@ -173,19 +159,8 @@ def _label_one(picture: Picture, classify: Classify) -> Result:
     except ImageError as error:
         return Result(picture.name, [], error.reason)
     except OSError as error:
-        return Result(picture.name, [], error.strerror or str(error))
+        return Result(picture.name, [], reason_of(error))
     return Result(picture.name, predictions, model_version=version, unknown=unknown)
-
-
-def read(picture: Picture) -> bytes:
-    """Return the bytes of a picture. Raises OSError."""
-    if picture.data is not None:
-        return picture.data
-    if not is_url(picture.name):
-        return Path(picture.name).read_bytes()
-    from objrec.serving.client import download
-
-    return download(picture.name)
 
 
 def _local(options: argparse.Namespace) -> tuple[Classify, int]:
@@ -250,7 +225,8 @@ def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result], Non
             print(as_json(result), file=out, flush=True)
         elif result.error is None:
             words = "  ".join(f"{name} {100 * p:.1f} %" for name, p in result.predictions)
-            print(f"{result.name}  {'unknown: ' if result.unknown else ''}{words}", file=out, flush=True)
+            line = printable(f"{result.name}  {'unknown: ' if result.unknown else ''}{words}")
+            print(line, file=out, flush=True)
 
     return show
 
@@ -278,12 +254,14 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result],
 
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image", "label", "probability", "others", "error"])
+    out.flush()
 
     def show(result: Result) -> None:
         best = result.predictions[0] if result.predictions else ("", "")
         others = " ".join(f"{name}:{p:.4f}" for name, p in result.predictions[1:])
         label = "" if result.unknown else best[0]
-        writer.writerow([result.name, label, best[1], others, result.error or ("unknown" if result.unknown else "")])
+        error = result.error or ("unknown" if result.unknown else "")
+        writer.writerow([cell(result.name), cell(label), best[1], cell(others), cell(error)])
         out.flush()
 
     return show

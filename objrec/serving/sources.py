@@ -1,0 +1,153 @@
+"""What the names given to ``predict.py`` stand for, and the bytes behind them."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TextIO
+
+from objrec.images.decode import SUFFIXES
+
+MAX_BYTES = 50_000_000  # of a picture
+MAX_NAME = 65_536  # bytes of a line on stdin
+HEAD = 16  # bytes that tell a picture from names
+STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Something to label: a name for people, and where its bytes are.
+
+    Attributes:
+        error: why it is known to be none.
+        pipe: the file may be a pipe, which is waited for.
+    """
+
+    name: str
+    data: bytes | None = None
+    error: str | None = None
+    pipe: bool = False
+
+
+def pictures_of(names: Iterable[str], stdin: TextIO | None) -> Iterator[Picture]:
+    """Yield what the names stand for, one at a time: files, URLs, all pictures below a folder, matches of a pattern.
+
+    Args:
+        stdin: what the name ``-`` reads; None where it is closed.
+    """
+    for name in names:
+        if name != "-":
+            yield from _named(name, pipe=True)
+        elif stdin is None:
+            yield Picture("stdin", error="is closed")
+        else:
+            try:
+                yield from _from_stdin(stdin.buffer)
+            except OSError as error:
+                yield Picture("stdin", error=reason_of(error))
+
+
+def _named(name: str, *, pipe: bool) -> Iterator[Picture]:
+    path = Path(name)
+    try:
+        if is_url(name):
+            yield Picture(name)
+        elif path.is_dir():
+            yield from _below(path)
+        elif path.exists():
+            yield Picture(name, pipe=pipe)
+        elif glob.has_magic(name):
+            yield from _matches(name)
+        else:
+            yield Picture(name, error="no such file or folder")
+    except (OSError, ValueError) as error:  # too long, not to be entered, or with a zero byte
+        yield Picture(name, error=reason_of(error))
+
+
+def _matches(pattern: str) -> Iterator[Picture]:
+    """Yield what matches, nothing twice: ``**`` matches a folder, the folders in it, and their files as well."""
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+    seen = set()
+    for match in matches:
+        for picture in _below(Path(match)) if Path(match).is_dir() else [Picture(match)]:
+            parent, file = os.path.split(picture.name)
+            key = (os.path.realpath(parent), file)  # ** goes through links to folders, in circles too
+            if key not in seen:
+                seen.add(key)
+                yield picture
+    if not matches:
+        yield Picture(pattern, error="nothing matches")
+
+
+def _from_stdin(stdin: IO[bytes]) -> Iterator[Picture]:
+    head = stdin.read(HEAD)  # waits for all of them, however small the pieces in which they come
+    if head.startswith(STARTS) or head[6:10] == b"\0" * 4:
+        yield Picture("stdin", _at_most(MAX_BYTES, stdin, head))
+        return
+    rest = iter(lambda: stdin.readline(MAX_NAME), b"")
+    for line in itertools.chain((head + stdin.readline(MAX_NAME)).split(b"\n"), rest):
+        if len(line) >= MAX_NAME:
+            yield Picture("stdin", error=f"neither a picture nor names: a line of {MAX_NAME} bytes or more")
+            return
+        name = os.fsdecode(line.rstrip(b"\r\n"))
+        if name and name != "-":
+            yield from _named(name, pipe=False)
+
+
+def _below(folder: Path) -> Iterator[Picture]:
+    found = False
+    errors: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=errors.append):
+        folders.sort()
+        for file in sorted(files):
+            if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
+                found = True
+                yield Picture(str(Path(parent, file)))
+    for error in errors:
+        yield Picture(str(error.filename), error=reason_of(error))
+    if not found and not errors:
+        yield Picture(str(folder), error="no pictures in this folder")
+
+
+def is_url(name: str) -> bool:
+    return name.lower().startswith(("http://", "https://"))
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def read(picture: Picture) -> bytes:
+    """Return the bytes of a picture. Raises OSError, also for what is no file, or is larger than ``MAX_BYTES``."""
+    if picture.data is not None:
+        return picture.data
+    if not is_url(picture.name):
+        return _read_file(picture.name, pipe=picture.pipe)
+    from objrec.serving.client import download
+
+    return download(picture.name)
+
+
+def _read_file(name: str, *, pipe: bool) -> bytes:
+    pipe = pipe and Path(name).is_fifo()
+    # to open a pipe that nobody writes to would wait for ever
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | (0 if pipe else os.O_NONBLOCK))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) and not (pipe and stat.S_ISFIFO(status.st_mode)):
+            raise OSError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise OSError(f"larger than {MAX_BYTES} bytes")
+        return _at_most(MAX_BYTES, file)
+
+
+def _at_most(limit: int, file: IO[bytes], head: bytes = b"") -> bytes:
+    data = head + file.read(limit + 1 - len(head))
+    if len(data) > limit:
+        raise OSError(f"larger than {limit} bytes")
+    return data
