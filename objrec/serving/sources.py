@@ -72,11 +72,17 @@ def _named(name: str, *, pipe: bool) -> Iterator[Picture]:
 def _matches(pattern: str) -> Iterator[Picture]:
     """Yield what matches, nothing twice: ``**`` matches a folder, the folders in it, and their files as well."""
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
-    seen = set()
+    seen: set[object] = set()
     for match in matches:
-        for picture in _below(Path(match)) if Path(match).is_dir() else [Picture(match)]:
+        target = os.path.realpath(match)  # ** goes through links to folders, in circles too
+        if not Path(target).is_dir():
+            found: Iterable[Picture] = [Picture(match)]
+        else:
+            found = [] if target in seen else _below(Path(match))
+            seen.add(target)
+        for picture in found:
             parent, file = os.path.split(picture.name)
-            key = (os.path.realpath(parent), file)  # ** goes through links to folders, in circles too
+            key = (os.path.realpath(parent), file)
             if key not in seen:
                 seen.add(key)
                 yield picture
