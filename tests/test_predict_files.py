@@ -81,6 +81,26 @@ def test_a_pipe_named_directly_is_read(tmp_path: Path, quick: None, size: int, e
     writer.join()
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_without_a_writer_is_an_error_and_a_slow_writer_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "PATIENCE", 0.2)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert become_of(pipe) == {"pipe": "a pipe that nobody wrote to for 0.2 s"}
+
+    def write() -> None:
+        with pipe.open("wb") as file:
+            time.sleep(0.5)
+            file.write(JPEG)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert sources.read(sources.Picture(str(pipe), pipe=True)) == JPEG
+    writer.join()
+
+
 def test_standard_input_is_bounded(quick: None) -> None:
     assert become_of("-", stdin=JPEG + bytes(1000)) == {"stdin": "larger than 1000 bytes"}
     assert become_of("-", stdin=JPEG) == {"stdin": None}
@@ -142,6 +162,11 @@ def test_a_folder_that_may_not_be_entered(workdir: Path, monkeypatch: pytest.Mon
         "a.jpg": "Permission denied",
         "none.jpg": "no such file or folder",
     }
+    Path("closed").mkdir()
+    Path("closed/a.jpg").write_bytes(JPEG)
+    Path("open.jpg").write_bytes(JPEG)
+    Path("p").symlink_to(".")
+    assert become_of("*/*.jpg")["open.jpg"] is None
 
 
 def test_matches_are_files_and_not_patterns_or_stdin(workdir: Path) -> None:

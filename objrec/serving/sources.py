@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import select
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from objrec.images.decode import SUFFIXES
 
 MAX_BYTES = 50_000_000  # of a picture
 MAX_NAME = 65_536  # bytes of a line on stdin
+PATIENCE = 5  # seconds in which somebody should open the other end of a pipe
 HEAD = 16  # bytes that tell a picture from names
 STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
@@ -75,7 +77,7 @@ def _matches(pattern: str) -> Iterator[Picture]:
     seen: set[object] = set()
     for match in matches:
         target = os.path.realpath(match)  # ** goes through links to folders, in circles too
-        if not Path(target).is_dir():
+        if not os.path.isdir(target):  # noqa: PTH112  # Path.is_dir raises where it may not look
             found: Iterable[Picture] = [Picture(match)]
         else:
             found = [] if target in seen else _below(Path(match))
@@ -140,16 +142,33 @@ def read(picture: Picture) -> bytes:
 
 
 def _read_file(name: str, *, pipe: bool) -> bytes:
-    pipe = pipe and Path(name).is_fifo()
     # to open a pipe that nobody writes to would wait for ever
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | (0 if pipe else os.O_NONBLOCK))
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) and not (pipe and stat.S_ISFIFO(status.st_mode)):
+        if pipe and stat.S_ISFIFO(status.st_mode):
+            return _at_most(MAX_BYTES, file, _first_of_pipe(descriptor))
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         if status.st_size > MAX_BYTES:
             raise OSError(f"larger than {MAX_BYTES} bytes")
         return _at_most(MAX_BYTES, file)
+
+
+def _first_of_pipe(descriptor: int) -> bytes:
+    """Return the first byte, or none yet where a writer takes its time. Raises OSError where there is no writer."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    came = poll.poll(1000 * PATIENCE)
+    try:
+        first = os.read(descriptor, 1)
+    except BlockingIOError:
+        first = b""
+    else:
+        if not came and not first:
+            raise OSError(f"a pipe that nobody wrote to for {PATIENCE} s")
+    os.set_blocking(descriptor, True)
+    return first
 
 
 def _at_most(limit: int, file: IO[bytes], head: bytes = b"") -> bytes:
