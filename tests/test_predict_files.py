@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -282,20 +281,18 @@ def test_closed_full_and_strict_streams(line: str, status: int | None, out: str,
     assert done.stderr.startswith(said) and done.stderr.count("\n") == (1 if said else 0) + (status == 1 and bool(said))
 
 
-@pytest.fixture
-def silent() -> Iterator[Callable[[], int]]:
-    """A server that accepts and says nothing; call it for its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield lambda: int(listening.getsockname()[1])
-
-
 @pytest.mark.timeout(30)
-def test_an_interrupt_ends_it_at_once(silent: Callable[[], int], tmp_path: Path) -> None:
+def test_an_interrupt_ends_it_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(JPEG)
-    program = [sys.executable, str(ROOT / "predict.py"), "a.jpg", "--endpoint", f"http://127.0.0.1:{silent()}"]
-    with subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as started:
-        time.sleep(1.5)
-        started.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        _, said = started.communicate(timeout=20)
-    assert time.monotonic() - began < 3 and started.returncode == 130 and said == "interrupted\n"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        program = [sys.executable, str(ROOT / "predict.py"), "a.jpg", "--endpoint", url]
+        with subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as started:
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(65536)  # now it waits for the answer
+                began = time.monotonic()
+                started.send_signal(signal.SIGINT)
+                _, said = started.communicate(timeout=20)
+    assert time.monotonic() - began < 5 and started.returncode == 130 and said == "interrupted\n"
