@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from objrec.config.cli import INTERRUPTED, guard
+from objrec.config.cli import guard
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 from objrec.serving.plain import cell, printable
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     _mend_streams()
     status = guard(lambda: _main(options))
-    if status == INTERRUPTED:  # threads may wait for an endpoint, and Python would wait for them
-        with contextlib.suppress(OSError):
+    if status and arguments is None:  # threads may wait for an endpoint, and the end of this process would for them
+        with contextlib.suppress(OSError, AttributeError):  # closed
             sys.stdout.flush()
         os._exit(status)
     return status

@@ -281,18 +281,32 @@ def test_closed_full_and_strict_streams(line: str, status: int | None, out: str,
     assert done.stderr.startswith(said) and done.stderr.count("\n") == (1 if said else 0) + (status == 1 and bool(said))
 
 
+def _picture_in(connection: socket.socket) -> bytes:
+    heard = b""
+    while b"\r\n\r\npicture " not in heard[:-1]:
+        heard += connection.recv(65536)
+    return heard.partition(b"\r\n\r\n")[2]
+
+
 @pytest.mark.timeout(30)
-def test_an_interrupt_ends_it_at_once(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(JPEG)
+@pytest.mark.parametrize(("status", "message"), [(130, "interrupted\n"), (2, "error: ")], ids=["interrupt", "error"])
+def test_an_endpoint_that_hangs_holds_up_no_end(status: int, message: str, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(b"picture " + name.encode())
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(20)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        program = [sys.executable, str(ROOT / "predict.py"), "a.jpg", "--endpoint", url]
+        program = [sys.executable, str(ROOT / "predict.py"), "a.jpg", "b.jpg", "--endpoint", url]
         with subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as started:
-            connection, _ = silent.accept()
-            with connection:
-                connection.recv(65536)  # now it waits for the answer
-                began = time.monotonic()
+            both = [silent.accept()[0] for _ in range(2)]
+            asked = {_picture_in(connection): connection for connection in both}  # now they wait for their answers
+            began = time.monotonic()
+            if status == 130:
                 started.send_signal(signal.SIGINT)
-                _, said = started.communicate(timeout=20)
-    assert time.monotonic() - began < 5 and started.returncode == 130 and said == "interrupted\n"
+            else:
+                asked[b"picture a"].sendall(b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n")
+            _, said = started.communicate(timeout=20)
+            for connection in both:
+                connection.close()
+    assert time.monotonic() - began < 5 and started.returncode == status
+    assert said.startswith(message) and said.count("\n") == 1
