@@ -10,8 +10,10 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,10 +34,11 @@ from serving_kit import (
     to_bytes,
 )
 
+from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 from objrec.registry.store import FolderRegistry
 from objrec.serving import logs, service
-from objrec.serving.client import Endpoint
+from objrec.serving.client import TRIES, Endpoint
 from objrec.serving.protocol import LINGER_SECONDS, Protocol
 from objrec.serving.service import Service
 
@@ -146,6 +149,23 @@ def test_a_client_learns_that_its_picture_is_too_large_from_one_upload(live: Ser
             endpoint.classify(JPEG + b"\0" * 8_000_000)
         assert told() == before + count
     assert endpoint.classify(JPEG)[0][0][0] == "blue"
+
+
+def test_a_server_that_resets_every_connection_is_said_in_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reset() -> None:
+            for _ in range(TRIES):
+                s, _ = listener.accept()
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                s.close()
+
+        thread = threading.Thread(target=reset)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"  # broken in the middle of its handshake
+        with pytest.raises(UserError, match="does not answer"):
+            Endpoint(url).classify(JPEG)
+        thread.join()
 
 
 def test_a_client_that_goes_on_sending_is_left(live: Service) -> None:

@@ -54,7 +54,7 @@ class FolderRegistry:
             return {name: Record.model_validate(record) for name, record in data.items()}
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged ({str(error).splitlines()[0]}): delete it, then "
                 f"python -m objrec.registry promote <version> (see registry.jsonl for the last one promoted)"

@@ -163,6 +163,8 @@ class Endpoint:
         if connection is None:
             connection = self._own.connection = self._open()
             weakref.finalize(self._own, connection.close)
+        if connection.sock is None:
+            connection.connect()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before it had all
             connection.request("POST", self._path, data, self._headers)
         response = cast(_Answer, connection.getresponse())
