@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from objrec.config.errors import UserError
 from objrec.models.card import ModelCard, file_sha256
 from objrec.registry.records import Record
@@ -132,8 +130,6 @@ class LiveModels:
         started = time.perf_counter()
         predictor, accuracy_drop = self._open(folder)
         card = predictor.card
-        size = card.input_size
-        predictor.logits(np.zeros((1, size, size, 3), dtype=np.uint8))  # warm: the first run allocates
         smoke = Smoke.load(smoke_file(self._registry.root, card.sha256))
         precision = predictor.session.precision
         if smoke is not None and (worst := smoke.difference(predictor)) > TOLERANCE[precision]:

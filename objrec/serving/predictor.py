@@ -121,7 +121,11 @@ class Predictor:
 
 
 def _check_fit(session: Session, card: ModelCard, model_dir: Path) -> None:
-    """Answer for a black picture: the model takes pictures of the card's size, and has an output for each class."""
+    """Answer for a black picture: the model takes pictures of the card's size, and has an output for each class.
+
+    It is warm then, as the first run allocates. OpenVINO's bindings look numpy up on first use, too, and two threads
+    that do so at once wait for each other for ever.
+    """
     import numpy as np
 
     size, classes = card.input_size, len(card.class_names)

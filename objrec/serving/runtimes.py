@@ -101,7 +101,6 @@ class OpenVinoSession:
     own_threads = True
 
     def __init__(self, model: Path, card: ModelCard, *, precision: str, threads: int, workers: int) -> None:
-        import numpy as np
         import openvino
         from openvino import properties
         from openvino.preprocess import PrePostProcessor
@@ -126,8 +125,6 @@ class OpenVinoSession:
         except RuntimeError as error:
             raise _not_loaded(model, "OpenVINO", error) from None
         self._own = threading.local()
-        # its bindings look numpy up on first use, and two threads that do so at once wait for each other for ever
-        self.logits(np.zeros((1, card.input_size, card.input_size, 3), dtype=np.uint8))
 
     def logits(self, pixels: Pixels) -> Logits:
         if not hasattr(self._own, "request"):
