@@ -36,12 +36,14 @@ def run(overrides: list[str]) -> None:
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
     from objrec.pipeline.command import execute
-    from objrec.pipeline.runner import forget_run, new_run_dir, point_latest
+    from objrec.pipeline.given import inputs_of
+    from objrec.pipeline.runner import check_folders, forget_run, new_run_dir, point_latest
     from objrec.steps.evaluate import STEP
 
     config = load_config(overrides)
     run_dir = None
     if config.accuracy_file is None or config.report_dir is None:
+        check_folders(config, inputs_of([STEP], config))
         run_dir = new_run_dir(config, "evaluate")
     places = {
         "accuracy_file": config.accuracy_file or str(Path(run_dir or "") / "accuracy.json"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -29,7 +28,8 @@ def run(overrides: list[str]) -> None:
     """Export, print the comparison. Raises UserError for what the user can mend; nothing is left behind then."""
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
-    from objrec.pipeline.runner import new_run_dir
+    from objrec.pipeline import outputs
+    from objrec.pipeline.runner import check_folders, forget_run, new_run_dir
 
     config = load_config(overrides)
     missing = [name for name in ("model_dir", "test_dir") if getattr(config, name) is None]
@@ -38,24 +38,28 @@ def run(overrides: list[str]) -> None:
     assert config.model_dir is not None and config.test_dir is not None
     from objrec.exports import USAGE, export
 
-    out = Path(config.export_dir) if config.export_dir is not None else new_run_dir(config, "export")
-    if config.export_dir is not None and out.exists() and any(out.iterdir()):
-        raise UserError(f"export_dir={out}: is not empty")
-    out.mkdir(parents=True, exist_ok=True)
+    inputs = {n: Path(v) for n in ("model_dir", "test_dir", "train_dir") if (v := getattr(config, n)) is not None}
+    if config.export_dir is None:
+        check_folders(config, inputs)
+    elif problems := outputs.check({"export_dir": (Path(config.export_dir), "folder")}, inputs):
+        raise UserError(problems)
+    out = Path(config.export_dir) if config.export_dir is not None else new_run_dir(config, "export") / "export"
     try:
-        checks = export(
-            Path(config.model_dir),
-            out,
-            formats=config.export.formats,
-            int8=config.export.int8,
-            test_dir=Path(config.test_dir),
-            train_dir=Path(config.train_dir) if config.train_dir is not None else None,
-            num_calibration=config.export.calibration,
-            batch_size=config.evaluate.batch_size,
-            max_pixels=config.images.max_pixels,
-        )
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
+        with outputs.placed("export_dir", out, "folder") as folder:
+            checks = export(
+                inputs["model_dir"],
+                folder,
+                formats=config.export.formats,
+                int8=config.export.int8,
+                test_dir=inputs["test_dir"],
+                train_dir=inputs.get("train_dir"),
+                num_calibration=config.export.calibration,
+                batch_size=config.evaluate.batch_size,
+                max_pixels=config.images.max_pixels,
+            )
+    except UserError:
+        if config.export_dir is None and config.run_dir is None:
+            forget_run(out.parent)
         raise
     print(f"{'format':<13}{'pictures':>9}{'max diff':>11}{'agreement':>11}{'accuracy':>10}{'original':>10}")
     for c in checks:

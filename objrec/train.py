@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from objrec.config.cli import group_lines, guard, wants_help
 from objrec.config.compose import expand_sources
 from objrec.config.errors import UserError
-from objrec.config.load import check_command_line, config_dir, register_resolvers, validate
+from objrec.config.load import check_command_line, check_flags, config_dir, register_resolvers, validate
 
 HELP = """Fine-tune a backbone on labelled pictures; builds the data set first (cached) when none is given.
 
@@ -39,10 +40,9 @@ def main() -> None:
         return
     register_resolvers()
     sys.argv[1:] = expand_sources(sys.argv[1:])
-    if not {"--cfg", "-c"} & set(sys.argv):  # showing a configuration composes it anyway
-        status = guard(lambda: check_command_line(sys.argv[1:]))
-        if status:
-            sys.exit(status)
+    shows = {a.partition("=")[0] for a in sys.argv} & {"--cfg", "-c"}  # which composes the configuration anyway
+    if status := guard(lambda: check_flags(sys.argv[1:]) if shows else prepare(sys.argv[1:])):
+        sys.exit(status)
     import hydra
 
     if flags := {"-m", "--multirun"} & set(sys.argv):
@@ -53,16 +53,38 @@ def main() -> None:
     hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(task)()
 
 
+def prepare(arguments: Sequence[str]) -> None:
+    """Check the command line and where it writes, before Hydra writes there. Raises UserError."""
+    from objrec.pipeline.given import inputs_of
+    from objrec.pipeline.outputs import claim
+    from objrec.pipeline.runner import check_folders
+    from objrec.pipeline.store import claim_cache
+    from objrec.steps import load_steps
+
+    config = check_command_line(arguments)
+    if config.model_dir is not None:
+        raise UserError(
+            "model_dir: run_dir=DIR says where objrec.train writes, DIR/model is the model; objrec.steps.train takes "
+            "model_dir=DIR"
+        )
+    check_folders(config, inputs_of(load_steps(("ingest", "preprocess", "train")), config))
+    claim_cache(Path(config.cache_dir))
+    if config.run_dir is not None:
+        claim(Path(config.run_dir), "run_dir")
+
+
 def task(node: Any) -> float | None:
     """One Hydra job: a training, or a trial of a sweep that one of Hydra's launchers started."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
+    from objrec.pipeline.outputs import mark
     from objrec.sweeps.job import run_trial, train
 
     job = HydraConfig.get()
     config, problems = validate(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
+    mark(Path(job.runtime.output_dir))  # given as run_dir= another time, it is known as ours
     folder, overrides = Path(job.runtime.output_dir), [*folders_of(job), *job.overrides.task]
     if job.mode == RunMode.MULTIRUN:  # a trial that fails does not end its sweep; its result tells of it
         return run_trial(config or UserError(problems), overrides, folder).metrics.get("val/acc")

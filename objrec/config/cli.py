@@ -76,10 +76,21 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
                 raise UserError("--config-dir needs a folder")
             overrides.append(f"--config-dir={rest.pop(0)}")
         elif argument.startswith("-") and not argument.startswith("--config-dir="):
-            raise UserError(f"unknown flag {argument}: settings are given as key=value, see --help")
+            raise unknown_flag(argument)
         else:
             overrides.append(argument)
     return overrides
+
+
+def unknown_flag(argument: str) -> UserError:
+    """Return the error for a flag that no command takes."""
+    name = argument.partition("=")[0]
+    if name.startswith("--config-") or name[:3] in ("-cn", "-cp"):
+        return UserError(
+            f"{name}: every command composes the same config.yaml, so that what is run is what is stored; put what "
+            "differs into DIR/experiment/NAME.yaml and say --config-dir DIR experiment=NAME"
+        )
+    return UserError(f"unknown flag {name}: settings are given as key=value, see --help")
 
 
 def group_lines() -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from objrec.config.cli import unknown_flag
 from objrec.config.compose import compose_data, config_dir, expand_sources, quote_path, register_resolvers
 from objrec.config.diagnose import check_nodes, diagnose, explain, illegal_additions
 from objrec.config.errors import UserError
@@ -37,22 +38,52 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def check_command_line(arguments: Sequence[str]) -> None:
+LONE_FLAGS: tuple[str, ...] = (
+    "-m",
+    "--multirun",
+    "-r",
+    "--run",
+    "--resolve",
+    "--hydra-help",
+    "--version",
+    "-i",
+    "--info",
+)
+LONE_FLAGS += ("-sc", "--shell-completion")
+VALUE_FLAGS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raise UserError for a flag of Hydra's that would run another configuration than the one that is checked."""
+    for argument in arguments:
+        if argument.startswith("-") and argument.partition("=")[0] not in (*LONE_FLAGS, *VALUE_FLAGS):
+            raise unknown_flag(argument)
+
+
+def check_command_line(arguments: Sequence[str]) -> Config:
     """Check what Hydra will be given, before it starts: every value of a sweep on its own.
+
+    Returns:
+        the configuration; of a sweep that of the first values.
 
     Raises:
         UserError: with everything that is wrong.
     """
+    check_flags(arguments)
     overrides, multirun = _sort_arguments(arguments)
     plain = [o for o in overrides if not o.startswith("hydra")]
-    problems: list[str] = []
+    moved = [o.partition("=")[0] for o in overrides if o.partition("=")[0].lstrip("+~") in PLACES]
+    problems = [f"{key}: run_dir=DIR says where a training or a sweep is written" for key in moved]
+    configs: list[Config] = []
     for variant in _variants(plain) if multirun else [plain]:
         try:
-            load_config(variant)
+            configs.append(load_config(variant))
         except UserError as error:
             problems += [m for m in error.messages if m not in problems]
     if problems:
         raise UserError(problems)
+    return configs[0]
 
 
 def _sort_arguments(arguments: Sequence[str]) -> tuple[list[str], bool]:
@@ -62,11 +93,13 @@ def _sort_arguments(arguments: Sequence[str]) -> tuple[list[str], bool]:
         argument = rest.pop(0)
         if argument in ("--config-dir", "-cd") and rest:
             overrides.append(f"--config-dir={rest.pop(0)}")
+        elif argument.startswith("-cd="):
+            overrides.append(f"--config-dir={argument[4:]}")
         elif argument in ("-m", "--multirun"):
             multirun = True
         elif not argument.startswith("-") or argument.startswith("--config-dir="):
             overrides.append(quote_path(argument))
-        elif argument in ("--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c") and rest:
+        elif argument in VALUE_FLAGS and rest:
             rest.pop(0)
     return overrides, multirun
 

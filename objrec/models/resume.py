@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,6 +14,8 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+OWN = ("settings.sha256", "found.json", ".found.json", "mlflow_run")
+CURVES = ("metrics.csv", "per_class.csv", "curves.png", "batch.png", "lr_finder.png")
 TERMINATED = 143  # exit status after SIGTERM, as a shell counts it
 
 
@@ -39,7 +42,12 @@ class Checkpoints:
         beside.replace(self.folder / "found.json")
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder)
+        """Remove the folder; what is not a training's own stays."""
+        for path in self.folder.iterdir():
+            if path.is_file() and (".ckpt" in path.suffixes or path.name in OWN):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 def open_checkpoints(training_dir: Path, identity: Any, resume: Literal["auto", "never"]) -> Checkpoints:
@@ -48,10 +56,18 @@ def open_checkpoints(training_dir: Path, identity: Any, resume: Literal["auto", 
     mark = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     owner = folder / "settings.sha256"
     if folder.exists() and (resume == "never" or not (owner.is_file() and owner.read_text() == mark)):
-        shutil.rmtree(training_dir)
+        _clear(training_dir)
     folder.mkdir(parents=True, exist_ok=True)
     owner.write_text(mark)
     return Checkpoints(folder)
+
+
+def _clear(training_dir: Path) -> None:
+    """Remove what a training of other settings left; a file that someone else put there stays."""
+    Checkpoints(training_dir / "checkpoints").remove()
+    for name in CURVES:
+        (training_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(training_dir / "logs", ignore_errors=True)
 
 
 class MidEpoch(L.Callback):

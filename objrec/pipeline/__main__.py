@@ -17,6 +17,9 @@ examples:
   python -m objrec.pipeline                                  the embedded sample: no key, no network
   python -m objrec.pipeline classes.names=[apple,pear]       other classes
   python -m objrec.pipeline source=folder source.path=DIR    pictures of your own, DIR/<class>/<picture>
+  python -m objrec.pipeline raw_data_dir=DIR                  the same without ingest: images as they are
+  python -m objrec.pipeline train_dir=DIR valid_dir=DIR test_dir=DIR      splits of your own: begins with training
+  python -m objrec.pipeline model_dir=DIR test_dir=DIR       a trained model: evaluates and deploys it
   python -m objrec.pipeline train.max_epochs=20 force=train  settings; force=all runs every step again
 
 groups:
@@ -35,14 +38,24 @@ def run(overrides: list[str]) -> int:
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
     from objrec.pipeline.progress import Display
-    from objrec.pipeline.runner import RunRecord, StepFailed, forget_run, new_run_dir, point_latest, run_pipeline
+    from objrec.pipeline.runner import (
+        RunRecord,
+        StepFailed,
+        check_run,
+        forget_run,
+        new_run_dir,
+        point_latest,
+        run_pipeline,
+    )
     from objrec.steps import load_steps
 
     config = load_config(overrides)
+    steps = load_steps()
+    check_run(steps, config)
     run_dir = new_run_dir(config, "pipeline")
     try:
         with (run_dir / "pipeline.log").open("a") as log, Display(log) as display:
-            record = run_pipeline(load_steps(), config, overrides, run_dir=run_dir, display=display)
+            record = run_pipeline(steps, config, overrides, run_dir=run_dir, display=display)
     except StepFailed as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import signal
 import sys
 
 PARENT = "OBJREC_PARENT_PID"
+ORDER = "OBJREC_STEP_ORDER"  # what the runner starts a step for: its key, and the digests of its inputs
 
 
 def die_with_parent() -> None:

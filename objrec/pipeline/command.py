@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from objrec.cloud.secrets import read_secrets
 from objrec.cloud.tracking import show
@@ -17,9 +17,11 @@ from objrec.config.cli import guard, overrides_of, wants_help
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
-from objrec.pipeline.child import PARENT, die_with_parent
-from objrec.pipeline.runner import lookup
-from objrec.pipeline.step import Port, Step, restrict
+from objrec.pipeline import outputs as places
+from objrec.pipeline.child import ORDER, PARENT, die_with_parent
+from objrec.pipeline.keys import SourceIndex, key_parts
+from objrec.pipeline.step import Step, lookup, restrict
+from objrec.pipeline.store import claim_cache
 
 
 def main(step: Step, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -50,13 +52,45 @@ def execute(step: Step, config: Config) -> None:
     """Run ``step`` on the ports that ``config`` names, put its outputs in place.
 
     Raises:
-        UserError: for a missing port or whatever the step refuses.
+        UserError: for a missing port, an output that objrec did not write, or whatever the step refuses.
     """
     inputs, outputs = _ports(step, config)
+    order = os.environ.pop(ORDER, None)  # the runner's: its store looks after the outputs
+    if order is not None:
+        _check_order(step, config, inputs, json.loads(order))
+    else:
+        _check_places(step, config, inputs, outputs)
     with ExitStack() as stack:
-        places = {p.name: stack.enter_context(_in_place(outputs[p.name], p, step.resumes)) for p in step.outputs}
-        step.run(restrict(config, step), inputs, places)
-        show(places)
+        built = {}
+        for port in step.outputs:
+            place = places.placed(
+                port.name, outputs[port.name], port.kind, resumes=step.resumes, ours=order is not None
+            )
+            built[port.name] = stack.enter_context(place)
+        step.run(restrict(config, step), inputs, built)
+        show(built)
+
+
+def _check_order(step: Step, config: Config, inputs: Mapping[str, Path], order: Mapping[str, Any]) -> None:
+    """Raise UserError where this process would do something else than what its result is to be stored under."""
+    digests = {name: order["inputs"].get(name, "not an input of the run") for name in inputs}
+    sources = SourceIndex(Path(config.cache_dir) / "sources.json")
+    parts = key_parts(step, config, digests, sources)
+    if parts.key != order["key"]:
+        raise UserError(
+            f"step {step.name} was started for the key {order['key'][:12]} and would compute {parts.key[:12]}: its "
+            "settings did not reach it as they were typed, or objrec's files or libraries changed meanwhile; run it "
+            "again, and give settings as key=value or in files of --config-dir"
+        )
+
+
+def _check_places(step: Step, config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
+    named = {port.config or port.name: inputs[port.name] for port in step.inputs if port.name in inputs}
+    if problems := places.check({p.name: (outputs[p.name], p.kind) for p in step.outputs}, named):
+        raise UserError(problems)
+    if "cache_dir" in step.reads:
+        places.refuse_inside({"cache_dir": config.cache_dir}, named)
+        claim_cache(Path(config.cache_dir))
 
 
 def _ports(step: Step, config: Config) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -80,43 +114,6 @@ def _ports(step: Step, config: Config) -> tuple[dict[str, Path], dict[str, Path]
     if problems:
         raise UserError(problems)
     return inputs, outputs
-
-
-@contextmanager
-def _in_place(final: Path, port: Port, resumes: bool) -> Iterator[Path]:
-    """Yield where to write; move it to ``final`` when the step has ended well, leave nothing there when it has not.
-
-    An existing empty folder is written directly: a cloud platform mounts its outputs so, and a mount cannot be renamed.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    in_a_job = "AZUREML_RUN_ID" in os.environ  # its folders are this step's alone, and other ranks may have begun
-    if port.kind == "folder" and final.is_dir() and (in_a_job or os.path.ismount(final) or not any(final.iterdir())):
-        yield final
-        return
-    beside = final.with_name(f"{final.name}.partial")
-    if beside.exists() and not resumes:
-        _remove(beside)
-    if port.kind == "folder":
-        beside.mkdir(exist_ok=True)
-    try:
-        yield beside
-    except UserError:
-        _remove(beside)  # nothing of a refused run stays behind
-        raise
-    if final.exists():
-        old = final.with_name(f".{final.name}.old{os.getpid()}")
-        final.rename(old)
-        beside.rename(final)
-        _remove(old)
-    else:
-        beside.rename(final)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def help_text(step: Step) -> str:

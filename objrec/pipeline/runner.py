@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +18,15 @@ from typing import Any, Literal
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
-from objrec.pipeline.child import PARENT
+from objrec.pipeline import outputs as places
+from objrec.pipeline.child import ORDER, PARENT
+from objrec.pipeline.given import inputs_of, steps_given
 from objrec.pipeline.keys import KeyParts, SourceIndex, key_parts
 from objrec.pipeline.progress import CHANNEL, Display
-from objrec.pipeline.step import Step, restrict
-from objrec.pipeline.store import Entry, Store
+from objrec.pipeline.step import Step, lookup, restrict
+from objrec.pipeline.store import Entry, Store, claim_cache
 
-Status = Literal["ran", "reused", "failed", "skipped"]
+Status = Literal["ran", "reused", "given", "failed", "skipped"]
 CONTROL = ("force", "run_dir")  # overrides that steer the runner and mean nothing to a step
 
 
@@ -76,18 +78,24 @@ def run_pipeline(
         overrides: as the user typed them; each step's process composes the same configuration from them.
 
     Raises:
-        UserError: a step refused its configuration or input, or an unknown step is forced.
+        UserError: a step refused its configuration or input, an unknown step is forced, or what the user gives does
+            not go together.
         StepFailed: a step broke down.
     """
     names = [s.name for s in steps]
     for name in set(config.force) - {*names, "all", "ingest", "preprocess", "train", "evaluate", "deploy"}:
         raise UserError(f"force={name}: no such step.{did_you_mean(name, [*names, 'all'])}")
-    runner = _Runner(config, overrides, run_dir, display)
     record = RunRecord(run_dir.name, 0.0, None, None, [StepRecord(n) for n in names])
+    record.save(run_dir)
+    given = check_run(steps, config)
+    runner = _Runner(config, overrides, run_dir, display)
     started = time.monotonic()
     try:
         for step, row in zip(steps, record.steps, strict=True):
-            _run_one(runner, step, row)
+            if step.name in given:
+                runner.give(step, row, given[step.name])
+            else:
+                _run_one(runner, step, row)
             record.seconds = round(time.monotonic() - started, 3)
             _read_results(record, row)
             record.save(run_dir)
@@ -98,11 +106,33 @@ def run_pipeline(
     return record
 
 
+def check_run(steps: Sequence[Step], config: Config) -> dict[str, str]:
+    """Check what the user gives before any work; return the steps that need not run, with the reason.
+
+    Raises:
+        UserError: it does not go together, or the cache or the run's folder would be filled inside of it.
+    """
+    given = steps_given(steps, config)
+    check_folders(config, inputs_of(steps, config))
+    claim_cache(Path(config.cache_dir))
+    return given
+
+
+def check_folders(config: Config, inputs: Mapping[str, Path]) -> None:
+    """Raise UserError where the cache or a run's folder would be filled inside of an input."""
+    run = {"runs_dir": config.runs_dir} if config.run_dir is None else {"run_dir": config.run_dir}
+    places.refuse_inside({"cache_dir": config.cache_dir, **run}, inputs)
+
+
 def new_run_dir(config: Config, kind: str) -> Path:
-    """Create the folder of this run: ``run_dir``, or a new one under ``runs_dir/<kind>``."""
+    """Create the folder of this run: ``run_dir``, or a new one under ``runs_dir/<kind>``.
+
+    Raises:
+        UserError: ``run_dir`` holds files and objrec did not make it.
+    """
     if config.run_dir is not None:
         run_dir = Path(config.run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        places.claim(run_dir, "run_dir")
         return run_dir
     parent = Path(config.runs_dir) / kind
     parent.mkdir(parents=True, exist_ok=True)
@@ -113,16 +143,19 @@ def new_run_dir(config: Config, kind: str) -> Path:
             run_dir.mkdir()
         except FileExistsError:
             continue
+        places.mark(run_dir)
         return run_dir
     raise UserError(f"{parent} holds too many runs of this second")
 
 
 def point_latest(run_dir: Path) -> None:
-    """Let ``latest`` beside the run folder point to it, in one step."""
-    link = run_dir.parent / f".latest-{os.getpid()}"
-    link.unlink(missing_ok=True)
+    """Let ``latest`` beside the run folder point to it, in one step. What is there and is no link stays."""
+    latest = run_dir.parent / "latest"
+    if os.path.lexists(latest) and not latest.is_symlink():
+        return
+    link = run_dir.parent / f".latest-{run_dir.name}-{os.getpid()}"
     link.symlink_to(run_dir.name)
-    link.replace(run_dir.parent / "latest")
+    link.replace(latest)
 
 
 def forget_run(run_dir: Path) -> None:
@@ -183,13 +216,21 @@ class _Runner:
                     self.store.clear_workspace(step, parts.key)
                 self.display.start(step.name, reason)
                 try:
-                    self._start(step, inputs, self.store.workspace(step, parts.key), fd)
+                    self._start(step, inputs, self.store.workspace(step, parts.key), parts, fd)
                 except UserError:
                     self.store.clear_workspace(step, parts.key)  # nothing of a refused step stays behind
                     raise
                 entry = self.store.publish(step, parts.key, parts)
                 row.status, row.reason = "ran", reason
         self._take(entry, row)
+
+    def give(self, step: Step, row: StepRecord, reason: str) -> None:
+        """Take the user's own in place of what a step would make."""
+        row.status, row.reason = "given", reason
+        row.outputs = {p.name: str(v) for p in step.outputs if (v := lookup(self.config, p.name)) is not None}
+        for name, path in row.outputs.items():
+            self.available[name] = (Path(path), None)
+        self.display.finish(step.name, row.status, row.reason, row.seconds)
 
     def _act(self, step: Step, inputs: dict[str, Path], row: StepRecord) -> None:
         """Run a step that is never cached in this process: it decides, and seldom has anything to load."""
@@ -231,14 +272,20 @@ class _Runner:
         for name, path in entry.outputs.items():
             self.available[name] = (path, entry.digests[name])
 
-    def _start(self, step: Step, inputs: dict[str, Path], outputs: dict[str, Path], lock_fd: int) -> None:
+    def _start(
+        self, step: Step, inputs: dict[str, Path], outputs: dict[str, Path], parts: KeyParts, lock_fd: int
+    ) -> None:
+        """Start the step's process and wait for it. It refuses to do anything else than ``parts`` say."""
         ports = [f"{n}={p}" for n, p in {**inputs, **outputs}.items()]
-        command = [sys.executable, "-m", step.module, *ports, *self.overrides]
+        taken = {k for p in (*step.inputs, *step.outputs) for k in (p.name, p.config)}
+        overrides = [o for o in self.overrides if o.partition("=")[0].lstrip("+~") not in taken]
+        command = [sys.executable, "-m", step.module, *overrides, *ports]  # what is last wins
+        order = json.dumps({"key": parts.key, "inputs": parts.inputs})
         log_path = self.run_dir / f"{step.name}.log"
         with ExitStack() as stack:
             log = stack.enter_context(log_path.open("wb"))
             receiver, sender = os.pipe()
-            env = {**os.environ, CHANNEL: str(sender), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+            env = {**os.environ, CHANNEL: str(sender), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1", ORDER: order}
             try:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=(lock_fd, sender)
@@ -281,11 +328,3 @@ def _fail(step: Step, status: int, log_path: Path) -> None:
     ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     tail = "\n".join(f"  {line}" for line in lines[-15:])
     raise StepFailed(f"step {step.name} {ended}; the end of {log_path}:\n{tail}")
-
-
-def lookup(config: Config, key: str) -> Any:
-    """Return the value at a dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

@@ -94,6 +94,14 @@ class Restricted:
         raise AssertionError(f"this step reads the config key '{key}' without declaring it")
 
 
+def lookup(config: Config, key: str) -> Any:
+    """Return the value at a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def restrict(config: Config, step: Step) -> Config:
     """Return ``config`` as ``step`` may see it: the keys it reads."""
     return cast(Config, Restricted(config, step.reads))

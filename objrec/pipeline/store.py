@@ -7,14 +7,18 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from objrec.pipeline import outputs
 from objrec.pipeline.keys import KeyParts
+from objrec.pipeline.progress import note
 from objrec.pipeline.step import Step
 
 MANIFEST = "manifest.json"
@@ -84,26 +88,42 @@ class Store:
     def publish(self, step: Step, key: str, parts: KeyParts) -> Entry:
         """Make the workspace the stored entry. Call under the lock, after the step has ended well."""
         partial, place = self._partial(step, key), self._place(step, key)
-        outputs: dict[str, Any] = {}
+        built: dict[str, Any] = {}
         for port in step.outputs:
             files = scan(partial / port.name)
-            outputs[port.name] = {"digest": digest_of(files), "files": files}
-        manifest = {"step": step.name, "key": key, "parts": asdict(parts), "outputs": outputs}
+            built[port.name] = {"digest": digest_of(files), "files": files}
+        manifest = {"step": step.name, "key": key, "parts": asdict(parts), "outputs": built}
         with (partial / MANIFEST).open("w") as file:
             json.dump(manifest, file)
             file.flush()
             os.fsync(file.fileno())
         self.discard(step, key)
         partial.rename(place)
-        return Entry({n: place / n for n in outputs}, {n: o["digest"] for n, o in outputs.items()})
+        return Entry({n: place / n for n in built}, {n: o["digest"] for n, o in built.items()})
 
     def discard(self, step: Step, key: str) -> None:
-        """Remove an entry, first out of sight and then from the disk."""
+        """Remove an entry, first out of sight and then from the disk; files that it does not list are kept."""
         place = self._place(step, key)
         if place.exists():
             trash = place.with_suffix(f".trash{os.getpid()}")
             place.rename(trash)
+            self._keep_foreign(trash, step)
             shutil.rmtree(trash, ignore_errors=True)
+
+    def _keep_foreign(self, entry: Path, step: Step) -> None:
+        """Move what someone put into an entry to ``kept/``: without a readable manifest that may be all of it."""
+        try:
+            listed = json.loads((entry / MANIFEST).read_text())["outputs"]
+            ours = {f"{port}/{n}".rstrip("/") for port, output in listed.items() for n in output["files"]} | {MANIFEST}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            ours = {MANIFEST}
+        foreign = [n for n, _ in outputs.files_in(entry) if n not in ours and not n.endswith(outputs.MARK)]
+        kept = self.root / "kept" / f"{step.name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+        for name in foreign:
+            (kept / name).parent.mkdir(parents=True, exist_ok=True)
+            (entry / name).rename(kept / name)
+        if foreign:
+            note(f"{len(foreign)} files in {self._place(step, entry.stem)} are not of its manifest: kept in {kept}")
 
     def clear_workspace(self, step: Step, key: str) -> None:
         shutil.rmtree(self._partial(step, key), ignore_errors=True)
@@ -128,6 +148,17 @@ class Store:
 
     def _partial(self, step: Step, key: str) -> Path:
         return self.root / step.name / f"{key}.partial"
+
+
+def claim_cache(root: Path) -> None:
+    """Make ``root`` a cache of ours, or see that it is one. Raises UserError for another folder that holds files."""
+    outputs.claim(root, "cache_dir", _is_cache)
+
+
+def _is_cache(root: Path) -> bool:
+    """Whether an earlier version filled this folder, before there were marks."""
+    locks = root / "locks"
+    return locks.is_dir() and any(re.fullmatch(r"\w+-[0-9a-f]{32}", p.name) for p in locks.iterdir())
 
 
 def scan(path: Path, known: Mapping[str, Row] | None = None) -> dict[str, Row]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from objrec.cloud.snapshot import snapshot_files, stage
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
+from objrec.pipeline.runner import new_run_dir
+from objrec.pipeline.store import claim_cache
 from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.jobs import Job, Request, build_job
@@ -48,6 +49,7 @@ def run(overrides: Sequence[str]) -> int:
         from objrec.submit.cleanup import clean_up
 
         return clean_up(config)
+    claim_cache(Path(config.cache_dir))
     files = snapshot_files(ROOT)
     snapshot = stage(files, ROOT, Path(config.cache_dir).resolve() / "azure")
     code = snapshot.name
@@ -101,9 +103,7 @@ def _relative(value: Any, folder: Path) -> Any:
 
 def new_folder(config: Config) -> Path:
     """Return the folder of this submission under ``runs_dir/azure``, or ``run_dir``."""
-    folder = Path(config.run_dir or Path(config.runs_dir) / "azure" / time.strftime("%Y-%m-%d_%H-%M-%S"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder.resolve()
+    return new_run_dir(config, "azure").resolve()
 
 
 def _git_commit() -> str | None:

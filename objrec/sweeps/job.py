@@ -56,7 +56,7 @@ def summary(card: Any, config: Config, model_dir: Path, test_dir: Path | None) -
 def data_dirs(config: Config, overrides: Sequence[str], run_dir: Path) -> dict[str, Path]:
     """Return train_dir, valid_dir and, where it is known, test_dir: those given, or the cached outputs of the steps."""
     from objrec.pipeline.progress import Display
-    from objrec.pipeline.runner import run_pipeline
+    from objrec.pipeline.runner import check_run, run_pipeline
     from objrec.steps import load_steps
 
     given = {k: Path(v) for k in ("train_dir", "valid_dir", "test_dir") if (v := getattr(config, k)) is not None}
@@ -66,8 +66,7 @@ def data_dirs(config: Config, overrides: Sequence[str], run_dir: Path) -> dict[s
         missing = "valid_dir" if "train_dir" in given else "train_dir"
         raise UserError(f"{missing} is missing: give both train_dir and valid_dir, or neither")
     steps = load_steps(("ingest", "preprocess"))
-    if config.raw_data_dir is not None:
-        steps = steps[1:]
+    check_run(steps, config)
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "data.log").open("a") as log, Display(log) as display:
         record = run_pipeline(steps, config, overrides, run_dir=run_dir, display=display)

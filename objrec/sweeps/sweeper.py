@@ -24,7 +24,10 @@ from objrec.config.load import load_config
 from objrec.config.schema import Config
 from objrec.images.folders import fingerprint
 from objrec.pipeline.keys import settings_read
+from objrec.pipeline.outputs import claim
 from objrec.pipeline.runner import forget_run
+from objrec.pipeline.step import lookup
+from objrec.pipeline.store import Store
 from objrec.sweeps import board, space
 from objrec.sweeps.job import data_dirs
 from objrec.sweeps.local import Lanes, cores, gpus
@@ -77,6 +80,7 @@ class TrialSweeper(Sweeper):
         unseen = [k for k, d in varied.items() if k in self.params or isinstance(d, space.Interval)]
         space.check_values(fixed, varied, unseen)  # the values on the command line were tried before Hydra began
         launcher = None if hydra.launcher._target_.endswith("BasicLauncher") else self._launcher()
+        claim(folder, "run_dir")
         with _locked(folder):
             try:
                 data = _build_data(config, fixed, varied, folder)
@@ -140,7 +144,10 @@ def _build_data(config: Config, fixed: Sequence[str], varied: Iterable[str], fol
 
     reads = [r for step in load_steps(("ingest", "preprocess")) for r in step.reads]
     groups = ("experiment", "debug")  # a file there may set any key
-    if any(k in groups or k.startswith(f"{r}.") or r == k or r.startswith(f"{k}.") for k in varied for r in reads):
+    own = config.train_dir is not None  # then nothing that is varied changes it
+    if not own and any(
+        k in groups or k.startswith(f"{r}.") or r == k or r.startswith(f"{k}.") for k in varied for r in reads
+    ):
         return None
     return data_dirs(config, fixed, folder)
 
@@ -152,6 +159,12 @@ def _identity(config: Config, data: Mapping[str, Path] | None) -> str:
     given = config.train_dir is not None
     dirs = {k: data[k] for k in ("train_dir", "valid_dir")} if data is not None else {}
     places = {k: fingerprint(path) if given else str(path) for k, path in dirs.items()}
+    if data is None:  # each trial builds its own from the same files
+        store = Store(Path(config.cache_dir))
+        keys = ("raw_data_dir", "source.path")
+        places = {k: store.fingerprint(Path(v)) for k in keys if (v := lookup(config, k)) is not None}
+    if config.backbone.weights is not None:
+        places["weights"] = Store(Path(config.cache_dir)).fingerprint(Path(config.backbone.weights))
     settings = {step.name: settings_read(step, config) for step in load_steps(STEPS)}
     told = {"settings": settings, "data": places}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
