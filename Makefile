@@ -46,5 +46,6 @@ bench: $(STAMP)  ## the benchmarks that need nothing but this machine
 golden: $(STAMP)  ## write the golden files anew; read the diff
 	$(BIN)/python -m pytest tests/test_golden.py tests/test_azure_job.py --update-golden
 
-clean:  ## remove the cache, the runs and the environment
-	rm -rf .objrec runs $(VENV)
+clean:  ## remove the cache and the environment; models, runs and sweeps stay
+	rm -rf .objrec/cache $(VENV)
+	@echo 'kept: .objrec/registry (the models in production) and runs (trainings, sweeps, reports)'

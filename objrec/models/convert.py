@@ -28,11 +28,16 @@ def convert(checkpoint: Path, backbone: str, out: Path) -> None:
     from safetensors.torch import save_file
 
     from objrec.models.backbones import build_backbone, read_weights
+    from objrec.pipeline import outputs
 
+    if problems := outputs.check({"OUT": (out, "file")}, {"CHECKPOINT": checkpoint}):
+        raise UserError(problems)
     source = read_weights(checkpoint)
     classes = next(iter(reversed([t for t in source.values() if t.ndim > 0]))).shape[0]  # the bias of the head
     model = build_backbone(name=backbone, num_classes=classes, image_size=224)
-    save_file(renamed(source, model.state_dict()), out)
+    tensors = renamed(source, model.state_dict())
+    with outputs.placed("OUT", out, "file") as place:
+        save_file(tensors, place)
     print(f"{out}: {len(source)} tensors of {backbone}")
 
 

@@ -111,14 +111,17 @@ class Store:
             shutil.rmtree(trash, ignore_errors=True)
 
     def _keep_foreign(self, entry: Path, step: Step) -> None:
-        """Move what someone put into an entry to ``kept/``: without a readable manifest that may be all of it."""
+        """Move what someone put into an entry to ``cache-kept/``: without a readable manifest that may be all of it."""
         try:
             listed = json.loads((entry / MANIFEST).read_text())["outputs"]
             ours = {f"{port}/{n}".rstrip("/") for port, output in listed.items() for n in output["files"]} | {MANIFEST}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             ours = {MANIFEST}
         foreign = [n for n, _ in outputs.files_in(entry) if n not in ours and not n.endswith(outputs.MARK)]
-        kept = self.root / "kept" / f"{step.name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+        kept = (
+            self.root.with_name(f"{self.root.name}-kept")
+            / f"{step.name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+        )
         for name in foreign:
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             (entry / name).rename(kept / name)

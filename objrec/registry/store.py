@@ -29,6 +29,7 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.models.card import CURE, ModelCard
+from objrec.pipeline.outputs import claim
 from objrec.registry.records import Record
 
 INCOMING = ".incoming-"
@@ -110,7 +111,7 @@ class FolderRegistry:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the registry against other writers. Not reentrant."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        claim_registry(self.root)
         with (self.root / ".lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -118,7 +119,7 @@ class FolderRegistry:
     @contextlib.contextmanager
     def deploying(self) -> Iterator[None]:
         """Hold off other deployments: what is decided here is still true when it is done."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        claim_registry(self.root)
         with (self.root / ".deploying").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,7 +130,7 @@ class FolderRegistry:
 
     def log(self, event: str, **details: Any) -> None:
         """Append a line to the log. One write; after a torn line it starts a new one."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        claim_registry(self.root)
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
         line = (json.dumps(entry, sort_keys=False) + "\n").encode()
         with (self.root / "registry.jsonl").open("ab+") as file:
@@ -251,6 +252,12 @@ class FolderRegistry:
                 shutil.rmtree(self.root / "tuned" / sha256, ignore_errors=True)
                 self.log("removed", sha256=sha256)
         return removed
+
+
+def claim_registry(root: Path) -> None:
+    """Make ``root`` a registry, or see that it is one. Raises UserError for another folder that holds files."""
+    known = ("registry.jsonl", "aliases.json", ".lock", ".deploying", ".service.lock")  # of one without a mark
+    claim(root, "registry_dir", lambda folder: any((folder / name).exists() for name in known))
 
 
 def _copy_file(source: Path, target: Path) -> None:

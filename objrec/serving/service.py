@@ -210,7 +210,9 @@ def _foreign(registry_dir: Path) -> str:
 @contextlib.contextmanager
 def start_lock(registry_dir: Path) -> Iterator[None]:
     """Hold off other starters, so that two commands at once start one service."""
-    registry_dir.mkdir(parents=True, exist_ok=True)
+    from objrec.registry.store import claim_registry
+
+    claim_registry(registry_dir)
     with (registry_dir / ".service.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
