@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def write(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path
     """What a step does here."""
     for path in outputs.values():
         (path / "made.txt" if path.is_dir() else path).write_text("made")
+
+
+@cache
+def defaults() -> Config:
+    return load_config()
 
 
 def stubbed(step: Step) -> Step:
@@ -76,7 +82,7 @@ def state(root: Path) -> dict[str, str]:
 def refused(step: Step, ports: dict[str, str], root: Path, said: str) -> None:
     before = state(root)
     with pytest.raises(UserError, match=said):
-        execute(stubbed(step), load_config().model_copy(update=ports))
+        execute(stubbed(step), defaults().model_copy(update=ports))
     assert state(root) == before
 
 
@@ -126,7 +132,7 @@ def test_what_stands_where_an_output_is_built_survives(workdir: Path, step: Step
     if port.kind == "folder":
         refused(step, ports, workdir, rf"{port.name}.partial exists")
     else:
-        execute(stubbed(step), load_config().model_copy(update=ports))
+        execute(stubbed(step), defaults().model_copy(update=ports))
     assert (workdir / "out" / f"{port.name}.partial" / "precious.txt").read_text() == "mine"
 
 
@@ -134,7 +140,7 @@ def test_what_stands_where_an_output_is_built_survives(workdir: Path, step: Step
 def test_ours_is_replaced_until_someone_puts_a_file_there(workdir: Path, step: Step, port: Port) -> None:
     ports = ports_of(step, workdir)
     for _ in range(2):
-        execute(stubbed(step), load_config().model_copy(update=ports))
+        execute(stubbed(step), defaults().model_copy(update=ports))
     place = Path(ports[port.name])
     assert (place / "made.txt" if port.kind == "folder" else place).read_text() == "made"
     assert not [p for p in state(workdir) if "partial" in p or ".old" in p]
@@ -158,7 +164,7 @@ def test_no_output_is_an_input_or_inside_or_around_one(workdir: Path, step: Step
 def test_two_outputs_are_two_places(workdir: Path) -> None:
     step = STEPS[3]
     ports = ports_of(step, workdir)
-    refused(step, {**ports, "accuracy_file": f"{ports['report_dir']}/accuracy.json"}, workdir, "inside the output")
+    refused(step, {**ports, "accuracy_file": f"{ports['report_dir']}/accuracy.json"}, workdir, "around the output")
 
 
 def test_an_unfinished_folder_of_ours_is_known_again(workdir: Path) -> None:
