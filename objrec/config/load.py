@@ -108,7 +108,7 @@ def _variants(overrides: list[str]) -> list[list[str]]:
     """Return the overrides of trials that together hold every value of every list; intervals are left out."""
     from objrec.config.diagnose import parse_overrides
 
-    lists: list[list[str]] = []
+    lists = [[o] for o in overrides if o.startswith("--config-dir=")]
     for text, parsed in parse_overrides(overrides):
         if isinstance(parsed, Exception) or not parsed.is_sweep_override():
             lists.append([text])

@@ -118,10 +118,8 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             ours = {MANIFEST}
         foreign = [n for n, _ in outputs.files_in(entry) if n not in ours and not n.endswith(outputs.MARK)]
-        kept = (
-            self.root.with_name(f"{self.root.name}-kept")
-            / f"{step.name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
-        )
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        kept = self.root.with_name(f"{self.root.name}-kept") / f"{step.name}-{stamp}-{os.getpid()}"
         for name in foreign:
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             (entry / name).rename(kept / name)
