@@ -22,6 +22,7 @@ from objrec.pipeline.outputs import check, claim, placed
 from objrec.pipeline.runner import point_latest
 from objrec.pipeline.step import Port, Step
 from objrec.registry import __main__ as registry_command
+from objrec.registry.store import FolderRegistry
 from objrec.steps import load_steps
 from objrec.submit import command as submit
 
@@ -244,6 +245,16 @@ def test_a_folder_is_no_registry(workdir: Path, words: list[str]) -> None:
     before = state(workdir)
     assert registry_command.main([*words, "registry_dir=thesis"]) == 2
     assert state(workdir) == before
+
+
+def test_what_was_put_into_a_registered_model_survives_its_removal(workdir: Path) -> None:
+    registry = FolderRegistry(Path("registry"))
+    model = folder_of(registry.model_dir("0" * 64))
+    (model / "model.onnx").write_text("ours")
+    (registry.root / "registry.jsonl").write_text("")
+    assert registry.gc(keep=0) == ["0" * 64]
+    assert not model.exists()
+    assert [p.name for p in registry.root.glob("kept/*/*")] == ["precious.txt"]
 
 
 def test_a_folder_of_ours_is_claimed_once(workdir: Path) -> None:

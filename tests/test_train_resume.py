@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from train_kit import QUIET, make_data, train
 
-from objrec.models.resume import MidEpoch
+from objrec.models.resume import MidEpoch, open_checkpoints
 
 pytestmark = QUIET
 # everything that has a state or draws at random
@@ -131,3 +131,14 @@ def test_a_killed_pipeline_carries_its_training_on(workdir: Path) -> None:
     done = subprocess.run([*command, "run_dir=again"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "carrying on from" in (workdir / "again" / "train.log").read_text()
+
+
+def test_a_file_put_beside_checkpoints_survives_other_settings(tmp_path: Path) -> None:
+    training = tmp_path / "training"
+    first = open_checkpoints(training, {"seed": 0}, "auto")
+    first.last.write_bytes(b"weights")
+    for place in (training, first.folder):
+        (place / "notes.txt").write_text("mine")
+    (training / "metrics.csv").write_text("ours")
+    open_checkpoints(training, {"seed": 1}, "auto")
+    assert sorted(p.name for p in training.rglob("*")) == ["checkpoints", "notes.txt", "notes.txt", "settings.sha256"]

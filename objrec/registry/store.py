@@ -29,10 +29,11 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.models.card import CURE, ModelCard
-from objrec.pipeline.outputs import claim
+from objrec.pipeline.outputs import claim, files_in
 from objrec.registry.records import Record
 
 INCOMING = ".incoming-"
+COPIED = ("model.safetensors", "model.onnx", "model.json", "config.yaml")
 
 
 @dataclass(frozen=True)
@@ -235,23 +236,41 @@ class FolderRegistry:
         unknown = sorted(set(present) - set(logged), key=lambda m: self.model_dir(m).stat().st_mtime, reverse=True)
         return [*unknown, *(m for m in dict.fromkeys(logged) if m in present)]
 
+    def _remove(self, folder: Path) -> None:
+        """Remove a model's folder; files that someone put there move to ``kept/``."""
+        listed = _listed(folder)
+        foreign = [name for name, _ in files_in(folder) if name not in listed] if folder.is_dir() else []
+        for name in foreign:
+            place = self.root / "kept" / folder.name / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).rename(place)
+            print(f"note: {folder.name}/{name} is not of the model: kept as {place}", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
+
     def gc(self, *, keep: int) -> list[str]:
         """Remove what crashes left and all but the ``keep`` newest and the aliased models. Returns those removed."""
         with self.lock():
             models = self.root / "models"
             for left in models.glob(f"{INCOMING}*"):
-                shutil.rmtree(left, ignore_errors=True)
+                self._remove(left)
             aliased = {record.sha256 for record in self.aliases().values()}
             newest = self._newest_first()[:keep]
             removed = [m for m in self.models() if m not in aliased and m not in newest]
             for sha256 in removed:
                 doomed = models / f"{INCOMING}removed-{sha256[:12]}"
                 self.model_dir(sha256).rename(doomed)  # gone in one step, whatever interrupts the rest
-                shutil.rmtree(doomed, ignore_errors=True)
+                self._remove(doomed)
                 (self.root / "smoke" / f"{sha256}.json").unlink(missing_ok=True)  # what serving found out about it
                 shutil.rmtree(self.root / "tuned" / sha256, ignore_errors=True)
                 self.log("removed", sha256=sha256)
         return removed
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the names of the files that ``add`` copies."""
+    with contextlib.suppress(UserError):
+        return {*COPIED, *ModelCard.load(folder).files}
+    return set(COPIED)
 
 
 def claim_registry(root: Path) -> None:
