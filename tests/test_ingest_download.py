@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from yarl import URL
 
 from objrec.images.decode import ImageError
@@ -269,6 +272,52 @@ def test_robots_rules_for_us_replace_those_for_all() -> None:
     rules = Robots("User-agent: *\nDisallow: /\n\nUser-agent: objrec/1.0\nDisallow: /no\nDisallow:")
     assert rules.allows("/yes") and not rules.allows("/no")
     assert Robots("").allows("/x") and Robots("<html>").allows("/x")
+
+
+@pytest.mark.parametrize(
+    "rule, path, allowed",
+    [
+        ("/*a*a*a*a*a*a*a*a*b$", "/" + "a" * 100_000, True),
+        ("/*a*a*a*a*a*a*a*a*b$", "/" + "a" * 100_000 + "b", False),
+        ("/" + "*a" * 30_000 + "b$", "/" + "a" * 100_000, True),
+        ("/" + "*" * 100_000 + "x", "/" + "a" * 100_000, True),
+        ("/" + "*ab" * 20_000 + "$", "/" + "a" * 100_000, True),
+    ],
+)
+def test_no_robots_rule_takes_long(rule: str, path: str, allowed: bool) -> None:
+    started = time.monotonic()
+    assert Robots(f"User-agent: *\nDisallow: {rule}\n").allows(path) is allowed
+    assert time.monotonic() - started < 2
+
+
+@given(
+    pattern=st.text("ab*", max_size=8),
+    end=st.sampled_from(["", "$"]),
+    path=st.text("ab", max_size=10),
+)
+def test_robots_wildcards_match_what_a_regular_expression_matches(pattern: str, end: str, path: str) -> None:
+    expression = "/" + pattern.replace("*", ".*") + end
+    blocked = re.match(expression, f"/{path}") is not None
+    assert Robots(f"User-agent: *\nDisallow: /{pattern}{end}\n").allows(f"/{path}") is not blocked
+
+
+@pytest.mark.parametrize(
+    "rule, path, allowed",
+    [
+        ("/a%2Fb", "/a/b", True),
+        ("/a%2Fb", "/a%2fb", False),
+        ("/caf\u00e9", "/caf%C3%A9/1", False),
+        ("/a%2Ab", "/axxb", True),
+        ("/a\u2028b", "/a%E2%80%A8b", False),
+        ("/%zz", "/%zz", False),
+        ("/$x", "/$x/1", False),
+        ("/x$", "/x", False),
+        ("/x$", "/xy", True),
+        ("/a*a$", "/a", True),
+    ],
+)
+def test_robots_paths_have_one_spelling(rule: str, path: str, allowed: bool) -> None:
+    assert Robots(f"\ufeffUser-agent: *\rDisallow: {rule}\r\n").allows(path) is allowed
 
 
 @pytest.mark.parametrize(
