@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -259,6 +260,32 @@ def test_bing_says_what_it_is_and_what_it_needs(
 )
 def test_license_codes(text: str | None, code: str | None) -> None:
     assert code_of(text) == code
+
+
+LONG = 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "by" + "-nc" * LONG + "x",
+        "<" * LONG,
+        "<a" * LONG,
+        "&#" + "9" * LONG + ";",
+        "&" * LONG,
+        " " * LONG,
+        "attribution" * LONG,
+        "licenses/" * LONG,
+    ],
+)
+def test_no_text_of_a_service_takes_long(server: BadServer, tmp_path: Path, text: str) -> None:
+    """Patterns that backtrack take minutes for such texts, in the thread that other classes wait for."""
+    names = ("LicenseShortName", "License", "LicenseUrl", "Artist", "Credit")
+    server.catalog["cat"] = [{"path": "/good/1.jpg", "extmetadata": {n: {"value": text} for n in names}}]
+    started = time.monotonic()
+    assert len(offers(server, "commons", tmp_path)) == 1
+    code_of(text)
+    assert time.monotonic() - started < 5
 
 
 def test_license_pages() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ HOST_LIMITS: Final = {"upload.wikimedia.org": 2}  # connections at once that its
 WIDTHS: Final = (20, 40, 60, 120, 250, 330, 500, 960, 1280, 1920, 3840)  # any other is refused with 429
 METADATA: Final = "LicenseShortName|License|LicenseUrl|UsageTerms|Artist|Credit|AttributionRequired|Restrictions"
 MAX_LAG_TRIES: Final = 5
+MAX_METADATA: Final = 20_000  # characters of a value
+TAG: Final = re.compile(r"<[^<>]*>")  # without '<' inside: '<<<<...' would take quadratic time
 
 
 class CommonsSource:
@@ -126,8 +129,10 @@ def _text(data: Mapping[str, Any], key: str) -> str | None:
     value = value.get("value") if isinstance(value, dict) else None
     if not isinstance(value, str):
         return None
-    plain = html.unescape(re.sub(r"<[^>]*>", " ", value))
-    return re.sub(r"\s+", " ", plain).strip() or None
+    plain = TAG.sub(" ", value[:MAX_METADATA])
+    with contextlib.suppress(ValueError):  # a character reference of thousands of digits
+        plain = html.unescape(plain)
+    return " ".join(plain.split()) or None
 
 
 def _explanation(status: int, code: str | None, info: str) -> str:
