@@ -9,7 +9,8 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 from urllib.parse import urlencode
 
-from objrec.ingest.download import Downloader, FetchError, Reply
+from objrec.ingest.download import Downloader, Reply
+from objrec.ingest.failures import FetchError
 from objrec.ingest.store import Store
 from objrec.sources.base import ApiReply, SourceStopped
 

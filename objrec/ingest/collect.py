@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from objrec.images.decode import ImageError
-from objrec.ingest.download import Downloader, FetchError
+from objrec.ingest.download import Downloader
+from objrec.ingest.failures import FetchError
 from objrec.ingest.pool import ExaminerDied, ExaminerPool
 from objrec.ingest.selection import Outcome, Selection
 from objrec.ingest.store import Store

@@ -12,6 +12,7 @@ AGENT = "objrec"
 WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 REFUSALS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+SLOW: Final = 1_000_000  # rules times characters
 ESCAPE: Final = re.compile("%[0-9A-Fa-f]{2}")
 ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))  # what a URL may hold, and '%'
 
@@ -31,6 +32,10 @@ class Robots:
         chosen = mine or [rules for agents, rules in groups if "*" in agents]
         # The first match decides, so that what is asked often ends early.
         self._rules = sorted({rule for rules in chosen for rule in rules}, key=_rank, reverse=True)
+
+    def is_slow_for(self, path: str) -> bool:
+        """Whether ``allows`` may take more than some milliseconds, and should not hold up an event loop."""
+        return len(self._rules) * len(path) > SLOW
 
     def allows(self, path: str) -> bool:
         """Whether ``path`` (with its query) may be fetched. Each rule takes time linear in the length of ``path``."""
