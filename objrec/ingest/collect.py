@@ -167,6 +167,8 @@ class WebAcquire:
             status, reason = "too_small", f"{picture.width} x {picture.height} pixels"
         elif picture.width * picture.height > self._demands.max_pixels:
             status, reason = "too_large", f"{picture.width} x {picture.height} pixels"
+        elif picture.size > self._demands.max_bytes:
+            status, reason = "too_large", f"{picture.size} bytes"
         return Outcome(candidate=outcome.candidate, picture=picture, status=status, reason=reason)
 
 
