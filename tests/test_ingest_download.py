@@ -254,6 +254,23 @@ def test_no_more_connections_to_a_host_than_allowed_and_its_pace_is_kept(server:
     assert asyncio.run(go(replace(LIMITS, host_rate=20, robots=False), 11)) >= 0.5
 
 
+def test_a_service_and_its_images_have_a_pace_each(server: BadServer) -> None:
+    """On one host, as where a service serves its thumbnails itself."""
+    server.offer("cat", [])
+
+    async def go(rate: float, interval: float, calls: int, images: int) -> float:
+        started = time.monotonic()
+        limits = replace(LIMITS, host_rate=rate, robots=False)
+        async with Downloader(limits, contact=None, host_limits={}) as downloader:
+            address = server.url("/v1/images/?q=cat&page=1&page_size=20")
+            asked = [downloader.request("GET", address, interval=interval) for _ in range(calls)]
+            await asyncio.gather(*asked, *(downloader.fetch(server.url(f"/good/{i}.jpg")) for i in range(images)))
+        return time.monotonic() - started
+
+    assert asyncio.run(go(rate=1000, interval=0.5, calls=3, images=40)) < 1.9, "the images wait for the service"
+    assert asyncio.run(go(rate=10, interval=0, calls=5, images=11)) >= 1.0, "the service lifts the images' limit"
+
+
 def test_a_wait_for_a_busy_host_holds_for_all_its_pictures(server: BadServer) -> None:
     async def go() -> list[bytes]:
         async with Downloader(replace(LIMITS, connections_per_host=1), contact=None, host_limits={}) as downloader:

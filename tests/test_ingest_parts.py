@@ -177,7 +177,17 @@ def test_the_store_remembers_outcomes_until_they_may_differ(tmp_path: Path) -> N
     other.close()
 
 
-PASSING = ("timeout", "dns", "connection", "tls", "robots", "refused_address", "truncated", "protocol", "redirect")
+PASSING: tuple[str, ...] = (
+    "timeout",
+    "dns",
+    "connection",
+    "tls",
+    "robots",
+    "refused_address",
+    "truncated",
+    "protocol",
+    "redirect",
+)
 PASSING += tuple(f"http_{status}" for status in (401, 403, 408, 425, 429, 500, 502, 503, 504))
 CANDIDATE = Candidate(class_name="cat", source="s", url="u")
 

@@ -159,6 +159,16 @@ def test_an_outcome_holds_only_under_the_settings_that_made_it(
     assert kept(ingest(tmp_path / "b", *overrides, then)) == {"cat": 2, "dog": 2}
 
 
+def test_a_bad_row_of_a_list_is_a_row_with_a_reason(server: BadServer, tmp_path: Path) -> None:
+    rows = "".join(f"{server.url(f'/good/{i}.jpg') if i != 2 else ''},{'cat' if i < 4 else 'dog'}\n" for i in range(8))
+    (tmp_path / "list.csv").write_text("url,class\n" + rows)
+    overrides = ["source=urls", f"source.path={tmp_path / 'list.csv'}", *(o for o in FAST if "source" not in o)]
+    found = ingest(tmp_path / "out", *overrides)
+    (bad,) = [r for r in found if r["status"] != "kept"]
+    assert (bad["class"], bad["status"], bad["url"]) == ("cat", "invalid", "list.csv#row 3")
+    assert bad["reason"] == "has no 'url' (columns: url, class)" and kept(found) == {"cat": 3, "dog": 4}
+
+
 def test_refresh_runs_the_step_again() -> None:
     assert load_config(["ingest.refresh=true", "force=train"]).force == ["train", "ingest"]
     assert load_config(["ingest.refresh=false"]).force == []

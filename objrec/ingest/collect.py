@@ -43,6 +43,8 @@ class Demands:
 
     def refusal(self, candidate: Candidate) -> tuple[str, str] | None:
         """Status and reason why a candidate need not be fetched at all, or None."""
+        if candidate.problem:
+            return "invalid", candidate.problem
         if candidate.url in self.excluded or candidate.landing_page in self.excluded:
             return "excluded", "listed in ingest.exclude"
         wanted = self.licenses.get(candidate.source)

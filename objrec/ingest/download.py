@@ -185,7 +185,7 @@ class Downloader:
                 error = http_error(reply.status, reply.headers.get("retry-after"))
             except (TimeoutError, aiohttp.ClientError, OSError) as problem:
                 error, is_busy = network_error(problem), False
-            pause = max(error.wait or 0.0, _backoff(attempt))
+            pause = error.wait if error.wait and error.wait >= 1 else _backoff(attempt)
             may = is_busy or (error.transient and attempt < self._limits.retries)
             if not may or waited + pause > self._limits.max_wait:
                 if reply is not None:

@@ -8,15 +8,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from objrec.sources.base import Api, Candidate, SourceStopped
+from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped
 from objrec.sources.licenses import code_of, url_of
-from objrec.sources.query import Queries
+from objrec.sources.query import Queries, base_of
 
+PATH: Final = "/w/api.php"
 ENDPOINT: Final = "https://commons.wikimedia.org"
 HOST_LIMITS: Final = {"upload.wikimedia.org": 2}  # connections at once that its policy allows
 WIDTHS: Final = (20, 40, 60, 120, 250, 330, 500, 960, 1280, 1920, 3840)  # any other is refused with 429
 METADATA: Final = "LicenseShortName|License|LicenseUrl|UsageTerms|Artist|Credit|AttributionRequired|Restrictions"
-MAX_LAG_TRIES: Final = 5
+BUSY: Final = ("maxlag", "ratelimited")  # errors that pass by waiting
 MAX_METADATA: Final = 20_000  # characters of a value
 TAG: Final = re.compile(r"<[^<>]*>")  # without '<' inside: '<<<<...' would take quadratic time
 
@@ -51,7 +52,7 @@ class CommonsSource:
             )
         self._api, self._width, self._interval = api, width, interval
         self._queries = Queries(query, queries)
-        self._base = (endpoint or ENDPOINT).rstrip("/")
+        self._base = base_of(endpoint or ENDPOINT, PATH)
 
     def class_names(self) -> None:
         return None
@@ -77,18 +78,22 @@ class CommonsSource:
                 return
 
     def _page(self, parameters: Mapping[str, str | int]) -> dict[str, Any]:
-        """One page of results. An error may come with status 200; ``maxlag`` passes by waiting."""
-        for _ in range(MAX_LAG_TRIES):
-            reply = self._api.get(f"{self._base}/w/api.php", parameters, interval=self._interval)
-            body = reply.body if isinstance(reply.body, dict) else {}
-            error = body.get("error")
-            if reply.status == 200 and body and not error:
-                return body
-            code = error.get("code") if isinstance(error, dict) else None
-            if code != "maxlag":
-                info = str(error.get("info") or code) if isinstance(error, dict) else f"HTTP {reply.status}"
-                raise SourceStopped(_explanation(reply.status, code, info))
-        raise SourceStopped("its servers lag behind; run again later with ingest.refresh=true")
+        """One page of results. An error may come with status 200."""
+        reply = self._api.get(
+            self._base + PATH, parameters, interval=self._interval, busy=lambda b: _error(b)[0] in BUSY
+        )
+        code, info = _error(reply.body)
+        if reply.status == 200 and isinstance(reply.body, dict) and reply.body and "error" not in reply.body:
+            return reply.body
+        raise SourceStopped(_explanation(reply, code, info or f"HTTP {reply.status}"))
+
+
+def _error(body: Any) -> tuple[str | None, str]:
+    """Code and text of an error."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return None, ""
+    return str(error.get("code")), str(error.get("info") or error.get("code"))
 
 
 def _candidates(page: Mapping[str, Any], class_name: str, query: str, width: int) -> Iterator[Candidate]:
@@ -135,9 +140,13 @@ def _text(data: Mapping[str, Any], key: str) -> str | None:
     return " ".join(plain.split()) or None
 
 
-def _explanation(status: int, code: str | None, info: str) -> str:
-    if code == "ratelimited" or status == 429:
-        return f"it asks for fewer calls ({info[:200]}); run again later with ingest.refresh=true"
-    if status == 403:
+def _explanation(reply: ApiReply, code: str | None, info: str) -> str:
+    if code == "maxlag":
+        return f"its servers lag behind ({info[:200]}): {reply.patience}; run again later with ingest.refresh=true"
+    if code == "ratelimited" or reply.status == 429:
+        return f"it asks for fewer calls ({info[:200]}): {reply.patience}; run again later with ingest.refresh=true"
+    if reply.status == 503:
+        return f"{info[:200]}: {reply.patience}; run again later with ingest.refresh=true"
+    if reply.status == 403:
         return "HTTP 403: it refuses clients without a valid contact: is ingest.contact an address of yours?"
     return f"error {code or ''} {info[:200]}".replace("  ", " ")

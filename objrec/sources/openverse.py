@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped
 from objrec.sources.licenses import CODES, url_of
-from objrec.sources.query import Queries
+from objrec.sources.query import Queries, base_of
 
+PATH: Final = "/v1/images/"
 ENDPOINT: Final = "https://api.openverse.org"
 ANONYMOUS_PAGE: Final = 20  # a larger page needs a token
 TOKEN_PAGE: Final = 80
@@ -46,7 +47,7 @@ class OpenverseSource:
     ) -> None:
         self._api, self._licenses, self._filters = api, licenses, dict(filters or {})
         self._queries = Queries(query, queries)
-        self._base = (endpoint or ENDPOINT).rstrip("/")
+        self._base = base_of(endpoint or ENDPOINT, PATH)
         self._client = os.environ.get("OPENVERSE_CLIENT_ID"), os.environ.get("OPENVERSE_CLIENT_SECRET")
         has_token = all(self._client)
         self._interval = interval if interval is not None else TOKEN_INTERVAL if has_token else ANONYMOUS_INTERVAL
@@ -77,9 +78,7 @@ class OpenverseSource:
         if self._licenses:
             parameters["license"] = ",".join(self._licenses)
         parameters |= self._filters
-        reply = self._api.get(
-            f"{self._base}/v1/images/", parameters, interval=self._interval, headers=self._authorization()
-        )
+        reply = self._api.get(self._base + PATH, parameters, interval=self._interval, headers=self._authorization())
         if reply.status == 200 and isinstance(reply.body, dict):
             return reply.body
         raise SourceStopped(_explanation(reply))
@@ -124,10 +123,17 @@ def _explanation(reply: ApiReply) -> str:
     if reply.status == 403:
         return f"HTTP 403{told}: its network refuses some data centres' addresses; try from another network"
     if reply.status == 429:
+        left = {k: v for k, v in reply.headers.items() if k.startswith("x-ratelimit-available-")}
+        if any(k.endswith("_sustained") and v.strip() == "0" for k, v in left.items()):
+            reason = "the quota of a day is used up"
+        else:
+            reason = reply.patience
         return (
-            f"HTTP 429{told}: the quota is used up (200 calls a day without a key). Run again tomorrow with "
-            "ingest.refresh=true, or set OPENVERSE_CLIENT_ID and OPENVERSE_CLIENT_SECRET"
+            f"HTTP 429{told}: {reason}. Without a key it allows 20 calls a minute and 200 calls a day. Run again later "
+            "with ingest.refresh=true, or set OPENVERSE_CLIENT_ID and OPENVERSE_CLIENT_SECRET"
         )
+    if reply.status == 503:
+        return f"HTTP 503{told}: {reply.patience}"
     if reply.status == 401:
         return f"HTTP 401{told}: the token, or a page larger than it allows, was not accepted"
     if reply.status == 200:
