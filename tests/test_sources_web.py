@@ -137,7 +137,14 @@ def test_null_fields_everywhere(server: BadServer, tmp_path: Path, source: str) 
     assert (found.title is None or source != "openverse") and found.license is None and found.creator is None
 
 
+def odd(value: Any) -> dict[str, Any]:
+    """An answer of each service with ``value`` wherever something else belongs."""
+    keys = ("results", "page_count", "query", "continue", "value", "totalEstimatedMatches", "nextOffset", "error")
+    return dict.fromkeys(keys, value)
+
+
 ODD_ANSWERS: list[Any] = [
+    *map(odd, (7, -1.5, "text", True, [3], {"pages": 7}, {"pages": {"1": {}}}, {"pages": [{"imageinfo": {"a": 1}}]})),
     *(None, [], "text", 7, {}),
     {"results": None, "query": None, "value": None},
     {
@@ -148,6 +155,21 @@ ODD_ANSWERS: list[Any] = [
         "totalEstimatedMatches": None,
     },
 ]
+
+
+@pytest.mark.parametrize("source", SERVICES)
+@pytest.mark.parametrize("value", [7, 1e400, True, [], {}, {"value": []}, "text", [{"value": "x"}]])
+def test_fields_of_another_type_are_as_good_as_none(server: BadServer, tmp_path: Path, source: str, value: Any) -> None:
+    fields = {
+        "openverse": ["title", "foreign_landing_url", "creator", "license", "license_version", "license_url", "width"],
+        "commons": ["user", "width", "thumbwidth", "thumbheight", "descriptionurl", "extmetadata"],
+        "bing": [],
+    }
+    server.catalog["cat"] = [{"path": "/good/1.jpg", **dict.fromkeys(fields[source], value)}]
+    for found in offers(server, source, tmp_path):
+        for name in ("title", "license", "creator", "landing_page", "license_url"):
+            assert isinstance(getattr(found, name), str | None), name
+        assert type(found.width) in (int, type(None))
 
 
 @pytest.mark.parametrize("source", SERVICES)

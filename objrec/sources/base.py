@@ -122,6 +122,24 @@ class Api(Protocol):
         """POST a form; never remembered. Raises SourceStopped without an answer."""
 
 
+def items(answer: Any, key: str) -> list[dict[str, Any]]:
+    """The objects of a list in an answer, which may be anything."""
+    found = answer.get(key) if isinstance(answer, dict) else None
+    return [i for i in found if isinstance(i, dict)] if isinstance(found, list) else []
+
+
+def text_of(answer: Any, key: str) -> str | None:
+    """A text in an answer; None where it is empty or something else."""
+    found = answer.get(key) if isinstance(answer, dict) else None
+    return found if isinstance(found, str) and found else None
+
+
+def number_of(answer: Any, key: str) -> int | None:
+    """A whole number in an answer; None where it is something else."""
+    found = answer.get(key) if isinstance(answer, dict) else None
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
 def load_json(text: str | bytes) -> Any:
     """Parse JSON from outside. Half a surrogate pair, as titles have that were cut off, becomes '?'.
 

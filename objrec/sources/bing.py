@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from objrec.config.errors import UserError
-from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped
+from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped, items, number_of, text_of
 from objrec.sources.query import Queries, base_of
 
 PATH: Final = "/v7.0/images/search"
@@ -71,12 +71,12 @@ class BingSource:
         offset, estimate = 0, 1
         while offset < estimate:
             body = self._page(query, offset)
-            results = [r for r in body.get("value") or () if isinstance(r, dict)]
+            results = items(body, "value")
             for result in results:
-                if isinstance(url := result.get("contentUrl"), str) and url:
+                if url := text_of(result, "contentUrl"):
                     yield _candidate(result, url, class_name, query)
-            estimate = body.get("totalEstimatedMatches") or 0
-            further = body.get("nextOffset") or 0
+            estimate = number_of(body, "totalEstimatedMatches") or 0
+            further = number_of(body, "nextOffset") or 0
             if not results or further <= offset:
                 return  # the end; an offset that stands still would repeat the page for ever
             offset = further
@@ -98,10 +98,10 @@ def _candidate(result: Mapping[str, Any], url: str, class_name: str, query: str)
         source=BingSource.name,
         url=url,
         query=query,
-        landing_page=result.get("hostPageUrl"),
-        title=result.get("name"),
-        width=result.get("width"),
-        height=result.get("height"),
+        landing_page=text_of(result, "hostPageUrl"),
+        title=text_of(result, "name"),
+        width=number_of(result, "width"),
+        height=number_of(result, "height"),
     )
 
 

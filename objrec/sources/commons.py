@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped
+from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped, items, number_of, text_of
 from objrec.sources.licenses import code_of, url_of
 from objrec.sources.query import Queries, base_of
 
@@ -70,11 +70,11 @@ class CommonsSource:
         while more not in visited:
             visited.append(more)
             body = self._page(parameters | more)
-            pages = (body.get("query") or {}).get("pages") or []
-            for page in sorted(filter(_is_file, pages), key=lambda p: p.get("index") or 0):
+            pages = items(body.get("query"), "pages")
+            for page in sorted(pages, key=lambda p: number_of(p, "index") or 0):
                 yield from _candidates(page, class_name, query, self._width)
             more = body.get("continue") or {}
-            if not more:
+            if not more or not isinstance(more, dict):
                 return
 
     def _page(self, parameters: Mapping[str, str | int]) -> dict[str, Any]:
@@ -97,42 +97,38 @@ def _error(body: Any) -> tuple[str | None, str]:
 
 
 def _candidates(page: Mapping[str, Any], class_name: str, query: str, width: int) -> Iterator[Candidate]:
-    info = page["imageinfo"][0]
-    original_width, original_height = info.get("width") or 0, info.get("height") or 0
-    url = info.get("thumburl") if original_width > width else info.get("url") or info.get("thumburl")
-    if not isinstance(url, str) or info.get("mediatype") not in (None, "BITMAP"):
+    info = next(iter(items(page, "imageinfo")), {})
+    original_width, original_height = number_of(info, "width") or 0, number_of(info, "height") or 0
+    thumbnail = text_of(info, "thumburl")
+    url = thumbnail if original_width > width else text_of(info, "url") or thumbnail
+    if url is None or info.get("mediatype") not in (None, "BITMAP"):
         return
-    data = info.get("extmetadata") or {}
+    data = info.get("extmetadata")
     name = _text(data, "LicenseShortName") or _text(data, "UsageTerms")
     code = code_of(_text(data, "License")) or code_of(name) or code_of(_text(data, "LicenseUrl"))
     version = re.search(r"\d\.\d", name or "")
-    creator = _text(data, "Artist") or info.get("user")
+    creator = _text(data, "Artist") or text_of(info, "user")
     title = str(page.get("title") or "").removeprefix("File:") or None
     yield Candidate(
         class_name=class_name,
         source=CommonsSource.name,
         url=url,
         query=query,
-        landing_page=info.get("descriptionurl"),
+        landing_page=text_of(info, "descriptionurl"),
         title=title,
         license=code or name,
         license_url=_text(data, "LicenseUrl") or url_of(code, version.group() if version else None),
         creator=creator,
         attribution=_text(data, "Credit"),
-        width=info.get("thumbwidth") if original_width > width else original_width or None,
-        height=info.get("thumbheight") if original_width > width else original_height or None,
+        width=number_of(info, "thumbwidth") if original_width > width else original_width or None,
+        height=number_of(info, "thumbheight") if original_width > width else original_height or None,
     )
 
 
-def _is_file(page: Any) -> bool:
-    return isinstance(page, dict) and bool(page.get("imageinfo")) and isinstance(page["imageinfo"][0], dict)
-
-
-def _text(data: Mapping[str, Any], key: str) -> str | None:
+def _text(data: Any, key: str) -> str | None:
     """A metadata value without its HTML."""
-    value = data.get(key)
-    value = value.get("value") if isinstance(value, dict) else None
-    if not isinstance(value, str):
+    value = text_of(data.get(key), "value") if isinstance(data, dict) else None
+    if value is None:
         return None
     plain = TAG.sub(" ", value[:MAX_METADATA])
     with contextlib.suppress(ValueError):  # a character reference of thousands of digits

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped
+from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped, items, number_of, text_of
 from objrec.sources.licenses import CODES, url_of
 from objrec.sources.query import Queries, base_of
 
@@ -63,12 +63,12 @@ class OpenverseSource:
         seen: set[str] = set()
         while page <= last:
             body = self._page(query, page)
-            last = body.get("page_count") or 0
-            fresh = [r for r in body.get("results") or () if isinstance(r, dict) and r.get("url") not in seen]
+            last = number_of(body, "page_count") or 0
+            fresh = [r for r in items(body, "results") if text_of(r, "url") not in seen]
             if not fresh:
                 return  # an empty page, or one repeated
             for result in fresh:
-                if isinstance(url := result.get("url"), str) and url:
+                if url := text_of(result, "url"):
                     seen.add(url)
                     yield _candidate(result, url, class_name, query)
             page += 1
@@ -99,21 +99,21 @@ class OpenverseSource:
 
 
 def _candidate(result: Mapping[str, Any], url: str, class_name: str, query: str) -> Candidate:
-    code = result.get("license")
+    code = text_of(result, "license")
     return Candidate(
         class_name=class_name,
         source=OpenverseSource.name,
         url=url,
         query=query,
-        landing_page=result.get("foreign_landing_url"),
-        title=result.get("title"),
+        landing_page=text_of(result, "foreign_landing_url"),
+        title=text_of(result, "title"),
         license=code,
-        license_url=result.get("license_url")
-        or (url_of(code, result.get("license_version")) if code in CODES else None),
-        creator=result.get("creator"),
-        attribution=result.get("attribution"),
-        width=result.get("width"),
-        height=result.get("height"),
+        license_url=text_of(result, "license_url")
+        or (url_of(code, text_of(result, "license_version")) if code in CODES else None),
+        creator=text_of(result, "creator"),
+        attribution=text_of(result, "attribution"),
+        width=number_of(result, "width"),
+        height=number_of(result, "height"),
     )
 
 
