@@ -9,6 +9,7 @@ import io
 import json
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
@@ -58,6 +59,8 @@ class BadServer:
         hits: requests by path.
         agents: the User-Agents seen.
         catalog: for the services: query -> what they offer, as paths or dictionaries that extend a result.
+        robots_answers: whole responses for robots.txt, in order; the last one again and again, b"" for silence.
+        targets: what the request lines asked for, letter by letter.
         fault: called with the path and query of a service call; what it returns is answered instead, None for nothing.
     """
 
@@ -69,6 +72,8 @@ class BadServer:
         self.catalog: dict[str, list[dict[str, Any]]] = {}
         self.fault: Callable[[str, dict[str, str]], bytes | None] = lambda path, query: None
         self.robots: bytes | None = None
+        self.robots_answers: list[bytes] = []
+        self.targets: list[str] = []
         self.delay = 0.0
         self.most_at_once = self._at_once = 0
         self._ready = threading.Event()
@@ -125,6 +130,7 @@ class BadServer:
         parts = urlsplit(target)
         query = {k: v[0] for k, v in parse_qs(parts.query).items()}
         self.hits[parts.path] += 1
+        self.targets.append(target)
         if self.delay:
             await asyncio.sleep(self.delay)
         services = {
@@ -137,6 +143,11 @@ class BadServer:
             self.calls.append((parts.path, query))
             self.headers.append(headers)
             writer.write(self.fault(parts.path, query) or whole(json.dumps(service(query)).encode()))
+        elif parts.path == "/robots.txt" and self.robots_answers:
+            answer = self.robots_answers.pop(0) if len(self.robots_answers) > 1 else self.robots_answers[0]
+            if not answer:
+                await asyncio.sleep(60)
+            writer.write(answer)
         elif parts.path == "/robots.txt":
             writer.write(whole(self.robots) if self.robots is not None else whole(b"", status=404))
         else:
@@ -236,6 +247,25 @@ class BadServer:
 
     async def do_gzip(self, n: int, path: str, w: Writer) -> None:
         w.write(whole(gzip.compress(picture(n)), "Content-Encoding: gzip"))
+
+    async def do_coded(self, n: int, path: str, w: Writer) -> None:
+        """One of the ways in which a picture can be compressed."""
+        data = picture(n)
+        raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        body, coding = [
+            (gzip.compress(data), "GZIP"),
+            (gzip.compress(data), "x-gzip, identity"),
+            (gzip.compress(data[:100]) + gzip.compress(b"") + gzip.compress(data[100:]), "gzip"),
+            (gzip.compress(data) + bytes(1000), "gzip"),
+            (zlib.compress(data), "Deflate"),
+            (raw.compress(data) + raw.flush(), "deflate"),
+            (data, "identity"),
+            (gzip.compress(data)[:-20], "gzip"),
+            (gzip.compress(gzip.compress(data)), "gzip, gzip"),
+            (gzip.compress(b"") * 20_000, "gzip"),
+            (b"no gzip", "gzip"),
+        ][n]
+        w.write(whole(body, f"Content-Encoding: {coding}"))
 
     async def do_gzipbomb(self, n: int, path: str, w: Writer) -> None:
         w.write(whole(_gzip_bomb(), "Content-Encoding: gzip"))

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from yarl import URL
 
 from objrec.images.decode import ImageError
 from objrec.ingest.addresses import PublicResolver, RefusedAddress, check_url, is_public
-from objrec.ingest.download import Downloader, FetchError, Limits, retry_after
+from objrec.ingest.coding import Inflater
+from objrec.ingest.download import Downloader, Limits, redirect_target
 from objrec.ingest.examine import examine
+from objrec.ingest.failures import FetchError, retry_after
 from objrec.ingest.robots import Robots, refusal
-from tests.bad_server import BadServer, picture
+from tests.bad_server import BadServer, head, picture, whole
 
 LIMITS = Limits(
     timeout=3.0,
@@ -129,6 +138,107 @@ def test_robots_txt_is_read_once_and_respected(server: BadServer) -> None:
     assert server.hits["/good/1.jpg"] == 1
 
 
+DENY = b"User-agent: *\nDisallow: /good/\n"
+FAST_FAIL = replace(LIMITS, timeout=1.5, retries=1)
+
+
+@pytest.mark.parametrize(
+    "answers, status",
+    [
+        ([whole(b"\xef\xbb\xbf" + DENY)], "robots"),
+        ([whole(b"# long\n" * 60_000 + DENY)], "robots"),  # more than max_bytes, less than 500 KiB
+        ([head(200, length=10**9) + DENY + b"# long\n" * 100_000], "robots"),
+        ([head(200, length=10**9) + b"Allow: /\n" * 100_000], "ok"),
+        ([whole(DENY, "X-Robots-Tag: noindex")], "robots"),
+        ([whole(gzip.compress(DENY), "Content-Encoding: gzip")], "robots"),
+        ([whole(b"", status=404)], "ok"),
+        ([whole(b"", status=403)], "ok"),
+        ([whole(b"", status=500)], "robots"),
+        ([whole(b"", status=503)], "robots"),
+        ([whole(b"", status=503), whole(b"")], "ok"),
+        ([whole(b"", status=503), whole(DENY)], "robots"),
+        ([whole(b"", status=429)], "robots"),
+        ([b""], "robots"),  # silence
+        ([b"no HTTP\r\n\r\n"], "robots"),
+        ([head(200, length=1000) + b"cut"], "robots"),
+        ([whole(b"", "Location: /robots.txt", status=301), whole(DENY)], "robots"),
+        ([whole(b"", "Location: /robots.txt", status=302)], "ok"),  # for ever
+    ],
+)
+def test_robots_txt_that_is_hard_to_get(server: BadServer, answers: list[bytes], status: str) -> None:
+    server.robots_answers = answers
+    assert fetch_status(server.url("/good/1.jpg"), FAST_FAIL) == status
+    assert fetch_status(server.url("/good/1.jpg"), replace(FAST_FAIL, robots=False)) == "ok"
+
+
+def test_a_host_without_a_readable_robots_txt_is_asked_once_for_all_pictures(server: BadServer) -> None:
+    server.robots_answers = [whole(b"", status=503)]
+
+    async def go() -> list[object]:
+        async with Downloader(replace(LIMITS, retries=0), contact=None, host_limits={}) as downloader:
+            urls = [server.url(f"/good/{i}.jpg") for i in range(20)]
+            return await asyncio.gather(*map(downloader.fetch, urls), return_exceptions=True)
+
+    assert {str(e) for e in asyncio.run(go())} == {
+        "robots: robots.txt of 127.0.0.1 could not be read (HTTP 503): that means no"
+    }
+    assert server.hits == {"/robots.txt": 1}
+
+
+@pytest.mark.parametrize(
+    "number, status",
+    [(0, "ok"), (1, "ok"), (2, "ok"), (3, "ok"), (4, "ok"), (5, "ok"), (6, "ok"), (7, "truncated"),
+     (8, "unsupported"), (9, "too_large"), (10, "corrupt")],
+)  # fmt: skip
+def test_content_codings(server: BadServer, number: int, status: str) -> None:
+    assert fetch_status(server.url(f"/coded/{number}.jpg"), replace(LIMITS, retries=0)) == status
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_coded_body_in_small_pieces(size: int) -> None:
+    data = gzip.compress(b"abc" * 99) + gzip.compress(b"xyz" * 99) + b"padding"
+    inflater, found = Inflater("gzip"), b""
+    for i in range(0, len(data), size):
+        found += inflater.inflate(data[i : i + size], 10**6)
+    assert found == b"abc" * 99 + b"xyz" * 99 and inflater.finished
+
+
+@pytest.mark.parametrize(
+    "path, sent",
+    [
+        ("/good/1.jpg?sig=%7Ea%2fb%2Bc+d&x=%e4", None),
+        ("/good/1-%7E%2f/../.jpg", None),
+        ("/good/1.jpg?a=b|c{d}^`\\", None),
+        ("/good/1.jpg?q=~!$&'()*,;=:@/?", None),
+        ("/good/1.jpg?a b#fragment", "/good/1.jpg?a%20b"),
+        ("/good/1.jpg?caf\u00e9", "/good/1.jpg?caf%C3%A9"),
+    ],
+)
+def test_urls_are_sent_as_they_were_given(server: BadServer, path: str, sent: str | None) -> None:
+    with contextlib.suppress(FetchError):
+        fetch(server.url(path), replace(LIMITS, robots=False, retries=0))
+    assert server.targets == [sent or path]
+
+
+def test_an_address_without_a_path() -> None:
+    for url, sent in (("http://a.org?x=%7E", "http://a.org/?x=%7E"), ("HTTP://A.org#x", "http://a.org/")):
+        assert str(check_url(url, allow_private=False)) == sent
+    assert check_url("http://b\u00fccher.example/", allow_private=False).raw_host == "xn--bcher-kva.example"
+
+
+def test_redirects_are_sent_as_they_were_given() -> None:
+    url = URL("http://example.org/a%7Eb/c?d", encoded=True)
+    assert redirect_target(url, "/x%7E?y=%2f") == "http://example.org/x%7E?y=%2f"
+    assert redirect_target(url, "e%2ff") == "http://example.org/a%7Eb/e%2ff"
+    assert redirect_target(url, "//other.org/%7e") == "http://other.org/%7e"
+
+
+def test_a_request_cannot_be_split(server: BadServer) -> None:
+    with contextlib.suppress(FetchError):
+        fetch(server.url("/good/1.jpg?a\r\nX-Evil: 1\x00\r\n\r\n"), replace(LIMITS, robots=False, retries=0))
+    assert server.targets == ["/good/1.jpg?aX-Evil:%201%00"]
+
+
 def test_no_more_connections_to_a_host_than_allowed_and_its_pace_is_kept(server: BadServer) -> None:
     server.delay = 0.05
 
@@ -142,6 +252,23 @@ def test_no_more_connections_to_a_host_than_allowed_and_its_pace_is_kept(server:
     assert server.most_at_once == 3
     server.delay = 0
     assert asyncio.run(go(replace(LIMITS, host_rate=20, robots=False), 11)) >= 0.5
+
+
+def test_a_service_and_its_images_have_a_pace_each(server: BadServer) -> None:
+    """On one host, as where a service serves its thumbnails itself."""
+    server.offer("cat", [])
+
+    async def go(rate: float, interval: float, calls: int, images: int) -> float:
+        started = time.monotonic()
+        limits = replace(LIMITS, host_rate=rate, robots=False)
+        async with Downloader(limits, contact=None, host_limits={}) as downloader:
+            address = server.url("/v1/images/?q=cat&page=1&page_size=20")
+            asked = [downloader.request("GET", address, interval=interval) for _ in range(calls)]
+            await asyncio.gather(*asked, *(downloader.fetch(server.url(f"/good/{i}.jpg")) for i in range(images)))
+        return time.monotonic() - started
+
+    assert asyncio.run(go(rate=1000, interval=0.5, calls=3, images=40)) < 1.9, "the images wait for the service"
+    assert asyncio.run(go(rate=10, interval=0, calls=5, images=11)) >= 1.0, "the service lifts the images' limit"
 
 
 def test_a_wait_for_a_busy_host_holds_for_all_its_pictures(server: BadServer) -> None:
@@ -180,6 +307,11 @@ def test_a_wait_for_a_busy_host_holds_for_all_its_pictures(server: BadServer) ->
         "http://\x00/",
         "http://..../",
         "http://" + "a" * 5000,
+        "http://example.org/" + "a" * 100_000,
+        "http://168.63.129.16/",
+        "http://[::ffff:168.63.129.16]/",
+        "http://\uff11\uff12\uff17.0.0.1/",
+        "http://127\u30020\u30020\u30021/",
     ],
 )
 def test_urls_that_must_not_be_fetched(url: str) -> None:
@@ -196,6 +328,35 @@ def test_public_urls_pass() -> None:
     ):
         check_url(url, allow_private=False)
     assert is_public("8.8.8.8") and not is_public("224.0.0.1") and not is_public("nonsense")
+
+
+PRIVATE = """
+0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 100.100.100.200 100.127.255.255 127.0.0.1 127.255.255.254 168.63.129.16
+169.254.0.1 169.254.169.254 169.254.170.2 172.16.0.1 172.31.255.255 192.0.0.1 192.0.0.9 192.0.0.192 192.0.2.1
+192.88.99.1 192.168.1.1 198.18.0.1 198.19.255.255 198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.255 240.0.0.1
+255.255.255.255 :: ::1 ::127.0.0.1 ::8.8.8.8 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:168.63.129.16 ::ffff:0:127.0.0.1
+64:ff9b::127.0.0.1 64:ff9b::a9fe:a9fe 64:ff9b:1::1 64:ff9b:1::8.8.8.8 100::1 2001::1 2001:2::1 2001:10::1 2001:20::1
+2001:0:7f00:1::f7f7:f7f7 2001:0:808:808::80ff:fffe 2001:db8::1 2002:7f00:1:: 2002:a00:1:: 2002:a83f:8110::1
+2606:4700::5efe:10.0.0.1 2606:4700::200:5efe:127.0.0.1 3ffe::1 3fff::1 5f00::1 fc00::1 fd00:ec2::254 fd12:3456::1
+fe80::1 fe80::1%eth0 fec0::1 feff::1 ff02::1 4000::1
+"""
+
+
+@pytest.mark.parametrize("address", PRIVATE.split())
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+PUBLIC = """
+1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.1 100.63.255.255 100.128.0.1 168.63.129.15 168.63.129.17 169.253.1.1 172.15.1.1
+172.32.0.1 192.0.1.1 192.167.1.1 198.17.0.1 198.20.0.1 223.255.255.254 ::ffff:8.8.8.8 64:ff9b::8.8.8.8 2002:808:808::
+2001:200::1 2001:4860:4860::8888 2606:4700:4700::1111 2a00:1450::1
+"""
+
+
+@pytest.mark.parametrize("address", PUBLIC.split())
+def test_addresses_that_are_public(address: str) -> None:
+    assert is_public(address)
 
 
 def test_a_name_that_stands_for_a_private_address_is_refused(server: BadServer) -> None:
@@ -272,6 +433,52 @@ def test_robots_rules_for_us_replace_those_for_all() -> None:
 
 
 @pytest.mark.parametrize(
+    "rule, path, allowed",
+    [
+        ("/*a*a*a*a*a*a*a*a*b$", "/" + "a" * 100_000, True),
+        ("/*a*a*a*a*a*a*a*a*b$", "/" + "a" * 100_000 + "b", False),
+        ("/" + "*a" * 30_000 + "b$", "/" + "a" * 100_000, True),
+        ("/" + "*" * 100_000 + "x", "/" + "a" * 100_000, True),
+        ("/" + "*ab" * 20_000 + "$", "/" + "a" * 100_000, True),
+    ],
+)
+def test_no_robots_rule_takes_long(rule: str, path: str, allowed: bool) -> None:
+    started = time.monotonic()
+    assert Robots(f"User-agent: *\nDisallow: {rule}\n").allows(path) is allowed
+    assert time.monotonic() - started < 2
+
+
+@given(
+    pattern=st.text("ab*", max_size=8),
+    end=st.sampled_from(["", "$"]),
+    path=st.text("ab", max_size=10),
+)
+def test_robots_wildcards_match_what_a_regular_expression_matches(pattern: str, end: str, path: str) -> None:
+    expression = "/" + pattern.replace("*", ".*") + end
+    blocked = re.match(expression, f"/{path}") is not None
+    assert Robots(f"User-agent: *\nDisallow: /{pattern}{end}\n").allows(f"/{path}") is not blocked
+
+
+@pytest.mark.parametrize(
+    "rule, path, allowed",
+    [
+        ("/a%2Fb", "/a/b", True),
+        ("/a%2Fb", "/a%2fb", False),
+        ("/caf\u00e9", "/caf%C3%A9/1", False),
+        ("/a%2Ab", "/axxb", True),
+        ("/a\u2028b", "/a%E2%80%A8b", False),
+        ("/%zz", "/%zz", False),
+        ("/$x", "/$x/1", False),
+        ("/x$", "/x", False),
+        ("/x$", "/xy", True),
+        ("/a*a$", "/a", True),
+    ],
+)
+def test_robots_paths_have_one_spelling(rule: str, path: str, allowed: bool) -> None:
+    assert Robots(f"\ufeffUser-agent: *\rDisallow: {rule}\r\n").allows(path) is allowed
+
+
+@pytest.mark.parametrize(
     "values, found",
     [
         ([], None),
@@ -285,3 +492,22 @@ def test_robots_rules_for_us_replace_those_for_all() -> None:
 )
 def test_robots_headers(values: list[str], found: str | None) -> None:
     assert refusal(values) == found
+
+
+def test_a_client_of_the_endpoint_learns_nothing_of_the_names_behind_it(server: BadServer) -> None:
+    from objrec.serving.fetch import fetch as fetch_for_client
+    from objrec.serving.handler import RequestError
+    from objrec.serving.settings import Settings
+
+    def reason(url: str, *, private: bool = False) -> str:
+        settings = SimpleNamespace(timeout=2.0, max_bytes=10**6, allow_private_addresses=private, contact=None)
+        with pytest.raises(RequestError) as caught:
+            asyncio.run(fetch_for_client(url, cast(Settings, settings)))
+        assert caught.value.status == 422
+        return caught.value.reason
+
+    urls = ("http://localhost/", "http://no-such-host.invalid/", "http://10.0.0.1/", "file:///etc/passwd", "nonsense")
+    reasons = {reason(url) for url in (*urls, "http://168.63.129.16/", f"http://localhost:{server.port}/good/1.jpg")}
+    assert reasons == {"the picture could not be fetched: the URL does not lead to a public http or https address"}
+    assert "127.0.0.1" not in reason("http://127.0.0.1:1/x.jpg", private=True)
+    assert "HTTP 404" in reason(server.url("/404/1.jpg"), private=True)

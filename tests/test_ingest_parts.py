@@ -6,6 +6,8 @@ import io
 import random
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,61 @@ def test_the_store_remembers_outcomes_until_they_may_differ(tmp_path: Path) -> N
     assert other.recall(candidate("small"), retry_transient=False) is None
     assert other.recall(candidate("ok"), retry_transient=True) == outcomes["ok"]
     other.close()
+
+
+PASSING: tuple[str, ...] = (
+    "timeout",
+    "dns",
+    "connection",
+    "tls",
+    "robots",
+    "refused_address",
+    "truncated",
+    "protocol",
+    "redirect",
+)
+PASSING += tuple(f"http_{status}" for status in (401, 403, 408, 425, 429, 500, 502, 503, 504))
+CANDIDATE = Candidate(class_name="cat", source="s", url="u")
+
+
+@pytest.mark.parametrize("status", PASSING)
+def test_what_may_pass_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    store = Store(tmp_path, limits="a", access="x")
+    store.record("u", status=status, reason="r")
+    assert store.recall(CANDIDATE, retry_transient=False) is not None, "not at once"
+    assert store.recall(CANDIDATE, retry_transient=True) is None, "on refresh"
+    now = time.time()
+    for later in (3601, 10**8, -100):
+        monkeypatch.setattr("objrec.ingest.store.time.time", lambda later=later: now + later)
+        assert store.recall(CANDIDATE, retry_transient=False) is None, "after a while, and when the clock was set"
+    monkeypatch.undo()
+    store.close()
+    other = Store(tmp_path, limits="a", access="y")
+    assert other.recall(CANDIDATE, retry_transient=False) is None, "under other settings"
+    other.close()
+
+
+@pytest.mark.parametrize("status", ["http_404", "http_410", "corrupt", "unsupported", "too_small"])
+def test_what_lasts_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    store = Store(tmp_path, limits="a", access="x")
+    store.record("u", status=status, reason="r")
+    monkeypatch.setattr("objrec.ingest.store.time.time", lambda: 10**10)
+    assert store.recall(CANDIDATE, retry_transient=True) is not None
+    store.record("u", status=status, reason="a decoder died", transient=True)
+    assert store.recall(CANDIDATE, retry_transient=True) is None
+    store.close()
+
+
+def test_outcomes_of_an_earlier_version(tmp_path: Path) -> None:
+    """It wrote the limits with every status, and a flag for what may pass."""
+    store = Store(tmp_path, limits="a", access="x")
+    rows = (("404", "http_404", 0), ("dns", "dns", 0), ("late", "timeout", 1), ("robots", "robots", 0))
+    for url, status, flag in rows:
+        values = (url, status, "r", flag, "1/2/3", *(None,) * 7)
+        store._execute("insert into outcomes values (?,?,?,?,?,?,?,?,?,?,?,?)", values)
+    known = {url for url, *_ in rows if store.recall(replace(CANDIDATE, url=url), retry_transient=False)}
+    assert known == {"404"}
+    store.close()
 
 
 def test_the_yield_table_adds_up() -> None:

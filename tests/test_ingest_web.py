@@ -135,6 +135,40 @@ def test_refresh_keeps_and_adds_and_exclude_takes_down(server: BadServer, tmp_pa
     assert taken["sha256"] not in {p.name for p in (tmp_path / "cache/downloads/objects").rglob("*")}
 
 
+@pytest.mark.parametrize(
+    "first, then",
+    [
+        ("ingest.allow_private_addresses=false", "ingest.allow_private_addresses=true"),
+        ("ingest.robots=true", "ingest.robots=false"),
+        ("ingest.timeout=0.5", "ingest.timeout=5"),
+        ("ingest.max_bytes=500", "ingest.max_bytes=20000000"),
+        ("ingest.min_size=500", "ingest.min_size=32"),
+    ],
+)
+def test_an_outcome_holds_only_under_the_settings_that_made_it(
+    server: BadServer, tmp_path: Path, first: str, then: str
+) -> None:
+    server.robots = b"User-agent: *\nDisallow: /good/\n" if "robots" in first else None
+    server.delay = 1.0 if "timeout" in first else 0.0
+    rows = "".join(f"{server.url(f'/good/{i}.jpg')},{'cat' if i % 2 else 'dog'}\n" for i in range(4))
+    (tmp_path / "list.csv").write_text("url,class\n" + rows)
+    overrides = ["source=urls", f"source.path={tmp_path / 'list.csv'}", *FAST, "ingest.retries=0"]
+    overrides = [o for o in overrides if not o.startswith("source.interval")]
+    with pytest.raises(UserError, match="no usable picture"):
+        ingest(tmp_path / "a", *overrides, first)
+    assert kept(ingest(tmp_path / "b", *overrides, then)) == {"cat": 2, "dog": 2}
+
+
+def test_a_bad_row_of_a_list_is_a_row_with_a_reason(server: BadServer, tmp_path: Path) -> None:
+    rows = "".join(f"{server.url(f'/good/{i}.jpg') if i != 2 else ''},{'cat' if i < 4 else 'dog'}\n" for i in range(8))
+    (tmp_path / "list.csv").write_text("url,class\n" + rows)
+    overrides = ["source=urls", f"source.path={tmp_path / 'list.csv'}", *(o for o in FAST if "source" not in o)]
+    found = ingest(tmp_path / "out", *overrides)
+    (bad,) = [r for r in found if r["status"] != "kept"]
+    assert (bad["class"], bad["status"], bad["url"]) == ("cat", "invalid", "list.csv#row 3")
+    assert bad["reason"] == "has no 'url' (columns: url, class)" and kept(found) == {"cat": 3, "dog": 4}
+
+
 def test_refresh_runs_the_step_again() -> None:
     assert load_config(["ingest.refresh=true", "force=train"]).force == ["train", "ingest"]
     assert load_config(["ingest.refresh=false"]).force == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from objrec.ingest.store import Store
 from objrec.sources.base import Candidate, SourceStopped
 from objrec.sources.build import build_sources, nodes_of
 from objrec.sources.licenses import code_of, url_of
+from objrec.sources.query import base_of
 from objrec.sources.urls import UrlsSource
 from tests.bad_server import BadServer, whole
 from tests.test_ingest_download import LIMITS
@@ -135,7 +137,14 @@ def test_null_fields_everywhere(server: BadServer, tmp_path: Path, source: str) 
     assert (found.title is None or source != "openverse") and found.license is None and found.creator is None
 
 
+def odd(value: Any) -> dict[str, Any]:
+    """An answer of each service with ``value`` wherever something else belongs."""
+    keys = ("results", "page_count", "query", "continue", "value", "totalEstimatedMatches", "nextOffset", "error")
+    return dict.fromkeys(keys, value)
+
+
 ODD_ANSWERS: list[Any] = [
+    *map(odd, (7, -1.5, "text", True, [3], {"pages": 7}, {"pages": {"1": {}}}, {"pages": [{"imageinfo": {"a": 1}}]})),
     *(None, [], "text", 7, {}),
     {"results": None, "query": None, "value": None},
     {
@@ -146,6 +155,21 @@ ODD_ANSWERS: list[Any] = [
         "totalEstimatedMatches": None,
     },
 ]
+
+
+@pytest.mark.parametrize("source", SERVICES)
+@pytest.mark.parametrize("value", [7, 1e400, True, [], {}, {"value": []}, "text", [{"value": "x"}]])
+def test_fields_of_another_type_are_as_good_as_none(server: BadServer, tmp_path: Path, source: str, value: Any) -> None:
+    fields = {
+        "openverse": ["title", "foreign_landing_url", "creator", "license", "license_version", "license_url", "width"],
+        "commons": ["user", "width", "thumbwidth", "thumbheight", "descriptionurl", "extmetadata"],
+        "bing": [],
+    }
+    server.catalog["cat"] = [{"path": "/good/1.jpg", **dict.fromkeys(fields[source], value)}]
+    for found in offers(server, source, tmp_path):
+        for name in ("title", "license", "creator", "landing_page", "license_url"):
+            assert isinstance(getattr(found, name), str | None), name
+        assert type(found.width) in (int, type(None))
 
 
 @pytest.mark.parametrize("source", SERVICES)
@@ -218,6 +242,48 @@ def test_what_passes_is_waited_for(server: BadServer, tmp_path: Path) -> None:
         assert len(offers(server, source, tmp_path / f"{source}{before}")) == 1
 
 
+BUSY = whole(b"", "Retry-After: 1", status=429)
+LAG = whole(json.dumps({"error": {"code": "maxlag", "info": "lagged"}}).encode(), "Retry-After: 1")
+
+
+@pytest.mark.parametrize(
+    "source, answer", [("openverse", BUSY), ("bing", BUSY), ("commons", LAG)], ids=["openverse", "bing", "commons"]
+)
+def test_a_busy_service_is_waited_for_as_it_asks_and_not_by_counting(
+    server: BadServer, tmp_path: Path, source: str, answer: bytes
+) -> None:
+    server.offer("cat", ["/good/1.jpg"])
+    server.fault = lambda path, query: answer if len(server.calls) <= 4 else None
+    started = time.monotonic()
+    assert len(offers(server, source, tmp_path)) == 1, "four refusals and 4 s are within max_wait"
+    assert time.monotonic() - started > 3.9 and len(server.calls) in (5, 6)
+
+
+def busy(source: str, seconds: int, *headers: str) -> bytes:
+    if source == "commons":
+        body = json.dumps({"error": {"code": "maxlag", "info": "lagged"}}).encode()
+        return whole(body, f"Retry-After: {seconds}", *headers)
+    return whole(b"", f"Retry-After: {seconds}", *headers, status=429)
+
+
+@pytest.mark.parametrize("source", SERVICES)
+def test_a_service_that_stays_busy_is_left_with_the_truth(server: BadServer, tmp_path: Path, source: str) -> None:
+    server.fault = lambda path, query: busy(source, 2)
+    with pytest.raises(SourceStopped, match=r"still busy after 4 s of waiting, and it asks to wait 2 s more") as stop:
+        offers(server, source, tmp_path)
+    assert len(server.calls) == 3 and "used up" not in str(stop.value)
+    server.fault = lambda path, query: busy(source, 3600)
+    with pytest.raises(SourceStopped, match=r"after 0 s of waiting, and it asks to wait 3600 s more"):
+        offers(server, source, tmp_path / "long")
+    assert len(server.calls) == 4
+
+
+def test_a_used_up_quota_is_called_so_only_where_the_service_says_it(server: BadServer, tmp_path: Path) -> None:
+    server.fault = lambda path, query: busy("openverse", 3600, "X-RateLimit-Available-anon_sustained: 0")
+    with pytest.raises(SourceStopped, match="quota of a day is used up"):
+        offers(server, "openverse", tmp_path)
+
+
 def test_a_service_that_is_not_there(tmp_path: Path, server: BadServer) -> None:
     with pytest.raises(SourceStopped, match="cannot be reached"):
         offers(server, "openverse", tmp_path, "source.endpoint=http://127.0.0.1:1")
@@ -259,6 +325,33 @@ def test_bing_says_what_it_is_and_what_it_needs(
 )
 def test_license_codes(text: str | None, code: str | None) -> None:
     assert code_of(text) == code
+
+
+LONG = 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "by" + "-nc" * LONG + "x",
+        "<" * LONG,
+        "<a" * LONG,
+        "&#" + "9" * LONG + ";",
+        "&" * LONG,
+        " " * LONG,
+        "attribution" * LONG,
+        "licenses/" * LONG,
+    ],
+)
+def test_no_text_of_a_service_takes_long(server: BadServer, tmp_path: Path, text: str) -> None:
+    """Patterns that backtrack take minutes for such texts, in the thread that other classes wait for."""
+    names = ("LicenseShortName", "License", "LicenseUrl", "Artist", "Credit")
+    metadata = {n: {"value": text[:30_000]} for n in names}
+    server.catalog["cat"] = [{"path": "/good/1.jpg", "extmetadata": metadata}]
+    started = time.monotonic()
+    assert len(offers(server, "commons", tmp_path)) == 1
+    code_of(text)
+    assert time.monotonic() - started < 5
 
 
 def test_license_pages() -> None:
@@ -306,6 +399,9 @@ def test_lists_of_urls(tmp_path: Path, suffix: str) -> None:
         ("a.csv", "url,class\nhttp://x/1,../up\n", "cannot be the name of a folder"),
         ("a.jsonl", "{not json}\n", "cannot be read"),
         ("a.jsonl", "[1]\n", "row 1 is no object"),
+        ("a.jsonl", "[" * 100_000, "row 1 cannot be read"),
+        ("a.jsonl", '{"url": ' + "1" * 10_000 + "}", "row 1 cannot be read"),
+        ("a.csv", f"url,class\nhttp://x/1,{'x' * 300}\n", "cannot be the name of a folder"),
         ("a.parquet", "no parquet", "cannot be read"),
         ("a.txt", "http://x/1", "should end in .csv"),
     ],
@@ -316,6 +412,76 @@ def test_lists_that_cannot_be_used(tmp_path: Path, name: str, text: str, message
         UrlsSource(path=tmp_path / name)
     with pytest.raises(UserError, match="no such file"):
         UrlsSource(path=tmp_path / "nowhere.csv")
+
+
+TABLE = "URL;Class;Creator\r\nhttp://x/1.jpg?a=1,2;cat;Zo\u00eb\r\nhttp://x/2.jpg;dog;\r\n"
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("a.csv", TABLE.encode()),
+        ("a.CSV", TABLE.encode("utf-8-sig")),
+        ("a.csv", TABLE.encode("utf-16")),
+        ("a.csv", b"\xfe\xff" + TABLE.encode("utf-16-be")),
+        ("a.csv", TABLE.encode("cp1252")),
+        ("a.csv", b"sep=;\r\n" + TABLE.encode()),
+        ("a.csv", TABLE.replace(";", "\t").encode("utf-16")),  # what Excel calls Unicode text
+        ("a.tsv", TABLE.replace(";", "\t").encode()),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    source = UrlsSource(path=tmp_path / name)
+    (cat,) = source.candidates("cat")
+    assert (cat.url, cat.creator) == ("http://x/1.jpg?a=1,2", "Zo\u00eb")
+    assert source.class_names() == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_lines_as_scripts_write_them(tmp_path: Path, encoding: str) -> None:
+    rows = [{"URL": "http://x/1", "Label": "cat"}, {"Image_URL": "http://x/2", "CLASS": "dog", "License": "CC0"}]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding=encoding)
+    source = UrlsSource(path=tmp_path / "a.jsonl")
+    assert source.class_names() == ["cat", "dog"]
+    assert [c.license for c in source.candidates("dog")] == ["cc0"]
+
+
+def test_half_a_surrogate_pair_is_no_text(server: BadServer, tmp_path: Path) -> None:
+    """Titles are cut off in the middle of an emoji; no file and no database can hold the half."""
+    (tmp_path / "a.jsonl").write_text('{"url": "http://x/\\ud83d", "class": "v0", "title": "\\uD83D\\uDE00 \\uD83D"}')
+    (found,) = UrlsSource(path=tmp_path / "a.jsonl").candidates("v0")
+    assert (found.url, found.title) == ("http://x/?", "\U0001f600 ?")
+    server.catalog["cat"] = [{"path": "/good/1.jpg", "title": "cut \ud83d"}]
+    assert [c.title for c in offers(server, "openverse", tmp_path)] == ["cut ?"]
+
+
+def test_one_bad_row_of_many_costs_that_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"url": "http://x/1", "class": "cat"}', "{broken", '{"url": "", "class": "cat"}', "[1]"]
+    lines += ['{"url": "http://x/2", "class": "a/b"}', '{"url": null, "class": "dog"}', '{"url": "http://x/3"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = UrlsSource(path=tmp_path / "a.jsonl")
+    assert source.class_names() == ["cat"]
+    good, bad = source.candidates("cat")
+    assert good.problem is None and bad.url == "a.jsonl#row 3" and "no 'url'" in (bad.problem or "")
+    said = capsys.readouterr().err
+    assert "5 rows are left out: row 2 cannot be read" in said and "row 4 is no object" in said and "2 more" in said
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "/", "/v1", "/v1/images", "/v1/images/", "/v1/images/?q=cat", "/w/api.php", "/v7.0/images/search"]
+)
+def test_the_full_address_of_an_api_is_an_endpoint(server: BadServer, tmp_path: Path, endpoint: str) -> None:
+    source = "bing" if "v7" in endpoint else "commons" if "/w/" in endpoint else "openverse"
+    server.offer("cat", ["/good/1.jpg"])
+    assert len(offers(server, source, tmp_path, f"source.endpoint='{server.url(endpoint)}'")) == 1
+
+
+def test_an_endpoint_keeps_what_is_not_of_the_api() -> None:
+    assert base_of("https://a.org/mirror/v1/images/", "/v1/images/") == "https://a.org/mirror"
+    assert base_of("https://a.org/bing", "/v7.0/images/search") == "https://a.org/bing"
+    with pytest.raises(UserError, match="should be an address of http"):
+        base_of("a.org", "/v1/images/")
 
 
 def test_a_list_of_sources_is_several_sources() -> None:

@@ -93,7 +93,7 @@ class Ingest(Section):
     connections_per_host: Annotated[Int, Field(ge=1, le=1000), UNKEYED]
     host_rate: Annotated[Float, Field(gt=0), UNKEYED] | None
     robots: bool
-    allow_private_addresses: Annotated[bool, UNKEYED]
+    allow_private_addresses: bool
 
     @field_validator("contact")
     @classmethod

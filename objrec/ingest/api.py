@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Any
 from urllib.parse import urlencode
 
-from objrec.ingest.download import Downloader, FetchError, Reply
+from objrec.ingest.download import Downloader, Reply
+from objrec.ingest.failures import FetchError, retry_after
 from objrec.ingest.store import Store
-from objrec.sources.base import ApiReply, SourceStopped
+from objrec.sources.base import ApiReply, SourceStopped, load_json
 
 
 class StoredApi:
@@ -27,12 +27,23 @@ class StoredApi:
         self._closed = False
 
     def get(
-        self, url: str, params: Mapping[str, str | int], *, interval: float, headers: Mapping[str, str] | None = None
+        self,
+        url: str,
+        params: Mapping[str, str | int],
+        *,
+        interval: float,
+        headers: Mapping[str, str] | None = None,
+        busy: Callable[[Any], bool] = lambda body: False,
     ) -> ApiReply:
         address = f"{url}?{urlencode(params)}"
         if not self._refresh and (known := self._store.page(address)) is not None:
             return ApiReply(status=200, headers={}, body=known)
-        reply = self._run(self._downloader.request("GET", address, interval=interval, headers=headers))
+
+        def is_busy(reply: Reply) -> bool:
+            return busy(_parsed(reply).body)
+
+        call = self._downloader.request("GET", address, interval=interval, headers=headers, busy=is_busy)
+        reply = self._run(call)
         if reply.status == 200 and isinstance(reply.body, dict) and "error" not in reply.body:
             self._store.keep_page(address, reply.body)
         return reply
@@ -65,7 +76,8 @@ class StoredApi:
 def _parsed(reply: Reply) -> ApiReply:
     """The body as JSON, or None where it is none."""
     try:
-        body = json.loads(reply.body)
-    except (ValueError, RecursionError):
+        body = load_json(reply.body)
+    except ValueError:
         body = None
-    return ApiReply(status=reply.status, headers=reply.headers, body=body)
+    asked = retry_after(reply.headers.get("retry-after"))
+    return ApiReply(status=reply.status, headers=reply.headers, body=body, waited=reply.waited, asked=asked)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from objrec.images.decode import ImageError
-from objrec.ingest.download import Downloader, FetchError
+from objrec.ingest.download import Downloader
+from objrec.ingest.failures import FetchError
 from objrec.ingest.pool import ExaminerDied, ExaminerPool
 from objrec.ingest.selection import Outcome, Selection
 from objrec.ingest.store import Store
@@ -42,6 +43,8 @@ class Demands:
 
     def refusal(self, candidate: Candidate) -> tuple[str, str] | None:
         """Status and reason why a candidate need not be fetched at all, or None."""
+        if candidate.problem:
+            return "invalid", candidate.problem
         if candidate.url in self.excluded or candidate.landing_page in self.excluded:
             return "excluded", "listed in ingest.exclude"
         wanted = self.licenses.get(candidate.source)
@@ -166,6 +169,8 @@ class WebAcquire:
             status, reason = "too_small", f"{picture.width} x {picture.height} pixels"
         elif picture.width * picture.height > self._demands.max_pixels:
             status, reason = "too_large", f"{picture.width} x {picture.height} pixels"
+        elif picture.size > self._demands.max_bytes:
+            status, reason = "too_large", f"{picture.size} bytes"
         return Outcome(candidate=outcome.candidate, picture=picture, status=status, reason=reason)
 
 

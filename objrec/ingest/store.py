@@ -11,15 +11,17 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from objrec.ingest.examine import Picture
 from objrec.ingest.selection import Outcome
 from objrec.sources.base import Candidate
 
+# transient: 0, or when (in seconds since 1970) what may pass was found; limits: the settings that it holds for
 SCHEMA = """
 create table if not exists outcomes (url text primary key, status text, reason text, transient int, limits text,
     sha256 text, size int, width int, height int, extension text, rows text, columns text) without rowid;
@@ -28,7 +30,9 @@ create table if not exists offers (source text, class text, url text, place inte
 create unique index if not exists offered on offers (source, class, url);
 """
 VERSION = 1
-LIMITED = ("too_small", "too_large")  # statuses that another limit may change
+LIMITED: Final = ("too_small", "too_large", "unsupported", "corrupt")  # statuses that other limits may change
+LASTING: Final = ("ok", *LIMITED, "http_404", "http_410")  # all others may pass, or change with the rules of access
+HOLDS: Final = 3600.0  # seconds that what may pass is remembered
 
 
 class Store:
@@ -39,11 +43,13 @@ class Store:
 
     Args:
         folder: made when absent.
-        limits: a text that changes with any limit on pictures; refusals by size under other limits do not count.
+        limits: a text that changes with any limit on pictures; refusals under other limits do not count.
+        access: a text that changes with the rules by which URLs are asked for; likewise for what came of those.
     """
 
-    def __init__(self, folder: Path, *, limits: str) -> None:
-        self._objects, self._limits = folder / "objects", limits
+    def __init__(self, folder: Path, *, limits: str, access: str = "") -> None:
+        self._objects = folder / "objects"
+        self._limits, self._access = limits, access
         self._objects.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         path = folder / f"index-{VERSION}.sqlite"
@@ -111,23 +117,37 @@ class Store:
         reason: str | None = None,
         transient: bool = False,
     ) -> None:
-        """Remember what came of a URL."""
+        """Remember what came of a URL.
+
+        Args:
+            transient: it may pass, whatever the status.
+        """
         p = picture
+        since = 0 if status in LASTING and not transient else int(time.time())
         values = (
             (p.sha256, p.size, p.width, p.height, p.extension, f"{p.rows:x}", f"{p.columns:x}") if p else (None,) * 7
         )
         self._execute(
             "insert or replace into outcomes values (?,?,?,?,?,?,?,?,?,?,?,?)",
-            (url, status, reason, transient, self._limits, *values),
+            (url, status, reason, since, self._settings_for(status), *values),
         )
 
     def recall(self, candidate: Candidate, *, retry_transient: bool) -> Outcome | None:
-        """Return what is known of a candidate's URL, or None where it must be fetched."""
+        """Return what is known of a candidate's URL, or None where it must be fetched.
+
+        That is so for what other settings made, and for what may have passed.
+
+        Args:
+            retry_transient: do not wait for an hour until then.
+        """
         rows = self._execute("select * from outcomes where url = ?", (candidate.url,))
         if not rows:
             return None
-        _, status, reason, transient, limits, sha256, size, width, height, extension, across, down = rows[0]
-        if (transient and retry_transient) or (status in LIMITED and limits != self._limits):
+        _, status, reason, since, settings, sha256, size, width, height, extension, across, down = rows[0]
+        if (needed := self._settings_for(status)) is not None and settings != needed:
+            return None
+        may_pass = since or status not in LASTING
+        if may_pass and (retry_transient or not 0 <= time.time() - since < HOLDS):
             return None
         if sha256 is None:
             return Outcome(candidate=candidate, status=status, reason=reason)
@@ -141,6 +161,12 @@ class Store:
             columns=int(down, 16),
         )
         return Outcome(candidate=candidate, picture=picture, status=status, reason=reason)
+
+    def _settings_for(self, status: str) -> str | None:
+        """The settings under which a status holds; None where it holds under any."""
+        if status in LIMITED:
+            return self._limits
+        return None if status in LASTING else self._access
 
     def page(self, key: str) -> Any:
         """Return a service's earlier answer, or None."""

@@ -11,6 +11,7 @@ from typing import Self
 
 from objrec.config.load import dump
 from objrec.config.schema import Config
+from objrec.images.decode import FORMATS
 from objrec.ingest.api import StoredApi
 from objrec.ingest.collect import Demands, WebAcquire
 from objrec.ingest.download import Downloader, Limits
@@ -44,7 +45,8 @@ class Web:
         )
         self._downloader = Downloader(limits, contact=settings.contact, host_limits=host_limits(config.source))
         folder, sizes = _store_of(config)
-        self.store = Store(folder, limits=sizes)
+        rules = (limits.robots, limits.allow_private_addresses, limits.timeout, limits.retries, limits.max_wait)
+        self.store = Store(folder, limits=sizes, access=json.dumps([*rules, settings.contact]))
         identity = json.dumps([dump(config.source), config.source.endpoint], sort_keys=True, default=str)
         self._identity = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self._acquires: list[WebAcquire] = []
@@ -96,7 +98,8 @@ def setup_of(config: Config, target: Path) -> Setup:
 
 def _store_of(config: Config) -> tuple[Path, str]:
     """Folder and limits of the store."""
-    limits = f"{config.images.max_pixels}/{config.ingest.max_bytes}/{config.ingest.min_size}"
+    sizes = config.images.max_pixels, config.ingest.max_bytes, config.ingest.min_size
+    limits = "/".join(map(str, [*sizes, *FORMATS]))
     return Path(config.cache_dir) / "downloads", limits
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from objrec.ingest.download import Downloader, FetchError, Limits
+from objrec.ingest.download import Downloader, Limits
+from objrec.ingest.failures import FetchError
 from objrec.serving.handler import RequestError, too_large
 from objrec.serving.settings import Settings
 
 CONNECTIONS = 8
 CONNECTIONS_PER_HOST = 4
+NOT_ALLOWED = "the URL does not lead to a public http or https address"
+UNREACHABLE = "its server cannot be reached"
+UNSAID = {  # by status: a client is not to learn from errors which names and addresses exist behind this endpoint
+    "refused_address": NOT_ALLOWED,
+    "dns": NOT_ALLOWED,
+    "connection": UNREACHABLE,
+    "tls": UNREACHABLE,
+    "protocol": "its server's answer is not valid HTTP",
+    "redirect": "its redirects lead nowhere",
+}
 
 
 async def fetch(url: str, settings: Settings) -> bytes:
@@ -33,4 +44,5 @@ async def fetch(url: str, settings: Settings) -> bytes:
     except FetchError as error:
         if error.status == "too_large":
             raise too_large(settings.max_bytes) from None
-        raise RequestError(422, "not_fetched", f"the picture could not be fetched: {error.reason}") from None
+        reason = UNSAID.get(error.status, error.reason)
+        raise RequestError(422, "not_fetched", f"the picture could not be fetched: {reason}") from None

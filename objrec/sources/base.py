@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ class Candidate:
         query: what was asked.
         landing_page: a page for people, where the licence can be seen.
         license: a code of ``objrec.sources.licenses`` where it is one of those, else as the source says.
+        problem: why nothing can be had of it, where the source knows that: it becomes a row with this reason.
     """
 
     class_name: str
@@ -30,6 +32,7 @@ class Candidate:
     attribution: str | None = None
     width: int | None = None
     height: int | None = None
+    problem: str | None = None
 
 
 class SourceStopped(Exception):
@@ -71,20 +74,82 @@ class LocalSource(Source, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiReply:
-    """A service's answer; ``headers`` has lower-case names, ``body`` is parsed JSON or None where it is none."""
+    """A service's answer.
+
+    Attributes:
+        headers: with lower-case names.
+        body: parsed JSON, or None where it is none.
+        waited: seconds that were waited because the service was busy.
+        asked: further seconds that it asks to wait, where it says so.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: Any
+    waited: float = 0.0
+    asked: float | None = None
+
+    @property
+    def patience(self) -> str:
+        """What was waited for a busy service and what it asks for, in words."""
+        asked = "" if self.asked is None else f", and it asks to wait {self.asked:.0f} s more"
+        return f"still busy after {self.waited:.0f} s of waiting{asked} (ingest.max_wait sets how long is waited)"
 
 
 class Api(Protocol):
     """What a web source asks its service with. It paces, retries what may succeed later, and remembers answers."""
 
     def get(
-        self, url: str, params: Mapping[str, str | int], *, interval: float, headers: Mapping[str, str] | None = None
+        self,
+        url: str,
+        params: Mapping[str, str | int],
+        *,
+        interval: float,
+        headers: Mapping[str, str] | None = None,
+        busy: Callable[[Any], bool] = lambda body: False,
     ) -> ApiReply:
-        """GET. ``interval`` is the pace in seconds between calls. Raises SourceStopped without an answer."""
+        """GET.
+
+        Args:
+            interval: the pace, in seconds between calls.
+            busy: whether a body of status 200 says that the service is busy, which is then asked again.
+
+        Raises:
+            SourceStopped: without an answer.
+        """
 
     def post(self, url: str, form: Mapping[str, str], *, interval: float) -> ApiReply:
         """POST a form; never remembered. Raises SourceStopped without an answer."""
+
+
+def items(answer: Any, key: str) -> list[dict[str, Any]]:
+    """The objects of a list in an answer, which may be anything."""
+    found = answer.get(key) if isinstance(answer, dict) else None
+    return [i for i in found if isinstance(i, dict)] if isinstance(found, list) else []
+
+
+def text_of(answer: Any, key: str) -> str | None:
+    """A text in an answer; None where it is empty or something else."""
+    found = answer.get(key) if isinstance(answer, dict) else None
+    return found if isinstance(found, str) and found else None
+
+
+def number_of(answer: Any, key: str) -> int | None:
+    """A whole number in an answer; None where it is something else."""
+    found = answer.get(key) if isinstance(answer, dict) else None
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def load_json(text: str | bytes) -> Any:
+    """Parse JSON from outside. Half a surrogate pair, as titles have that were cut off, becomes '?'.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        found = json.loads(text)
+        if ("\\ud" if isinstance(text, str) else b"\\ud") in text.lower():  # type: ignore[operator]
+            found = json.loads(json.dumps(found, ensure_ascii=False).encode(errors="replace"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return found

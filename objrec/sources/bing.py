@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from objrec.config.errors import UserError
-from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped
-from objrec.sources.query import Queries
+from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped, items, number_of, text_of
+from objrec.sources.query import Queries, base_of
 
+PATH: Final = "/v7.0/images/search"
 KEYS: Final = ("COGNITIVE_SERVICES_API_KEY", "BING_SEARCH_V7_SUBSCRIPTION_KEY")
 NOTICE: Final = (
     "source=bing: Microsoft retired Bing Image Search v7 on 2025-08-11, and its terms forbade storing results and "
@@ -60,7 +61,7 @@ class BingSource:
         print(NOTICE, file=sys.stderr)
         self._api, self._market, self._page_size, self._interval = api, market, page_size, interval
         self._queries = Queries(query, queries)
-        self._base, self._headers = base.rstrip("/"), {"Ocp-Apim-Subscription-Key": key}
+        self._base, self._headers = base_of(base, PATH), {"Ocp-Apim-Subscription-Key": key}
 
     def class_names(self) -> None:
         return None
@@ -70,12 +71,12 @@ class BingSource:
         offset, estimate = 0, 1
         while offset < estimate:
             body = self._page(query, offset)
-            results = [r for r in body.get("value") or () if isinstance(r, dict)]
+            results = items(body, "value")
             for result in results:
-                if isinstance(url := result.get("contentUrl"), str) and url:
+                if url := text_of(result, "contentUrl"):
                     yield _candidate(result, url, class_name, query)
-            estimate = body.get("totalEstimatedMatches") or 0
-            further = body.get("nextOffset") or 0
+            estimate = number_of(body, "totalEstimatedMatches") or 0
+            further = number_of(body, "nextOffset") or 0
             if not results or further <= offset:
                 return  # the end; an offset that stands still would repeat the page for ever
             offset = further
@@ -85,9 +86,7 @@ class BingSource:
             "q": query, "count": self._page_size, "offset": offset, "mkt": self._market, "safeSearch": "Strict",
             "imageType": "Photo",
         }  # fmt: skip
-        reply = self._api.get(
-            f"{self._base}/v7.0/images/search", parameters, interval=self._interval, headers=self._headers
-        )
+        reply = self._api.get(self._base + PATH, parameters, interval=self._interval, headers=self._headers)
         if reply.status == 200 and isinstance(reply.body, dict) and reply.body.get("_type") != "ErrorResponse":
             return reply.body
         raise SourceStopped(_explanation(reply))
@@ -99,10 +98,10 @@ def _candidate(result: Mapping[str, Any], url: str, class_name: str, query: str)
         source=BingSource.name,
         url=url,
         query=query,
-        landing_page=result.get("hostPageUrl"),
-        title=result.get("name"),
-        width=result.get("width"),
-        height=result.get("height"),
+        landing_page=text_of(result, "hostPageUrl"),
+        title=text_of(result, "name"),
+        width=number_of(result, "width"),
+        height=number_of(result, "height"),
     )
 
 
@@ -115,6 +114,7 @@ def _explanation(reply: ApiReply) -> str:
         401: "the key was not accepted",
         403: "the key may not do this, or its monthly quota is used up",
         410: "the endpoint wants https",
-        429: "too many calls",
+        429: f"too many calls: {reply.patience}",
+        503: f"the service is {reply.patience}",
     }.get(reply.status, "the service failed" if reply.status >= 500 else "an answer out of protocol")
     return f"HTTP {reply.status}{told}: {meaning}"

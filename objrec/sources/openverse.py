@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped
+from objrec.sources.base import Api, ApiReply, Candidate, SourceStopped, items, number_of, text_of
 from objrec.sources.licenses import CODES, url_of
-from objrec.sources.query import Queries
+from objrec.sources.query import Queries, base_of
 
+PATH: Final = "/v1/images/"
 ENDPOINT: Final = "https://api.openverse.org"
 ANONYMOUS_PAGE: Final = 20  # a larger page needs a token
 TOKEN_PAGE: Final = 80
@@ -46,7 +47,7 @@ class OpenverseSource:
     ) -> None:
         self._api, self._licenses, self._filters = api, licenses, dict(filters or {})
         self._queries = Queries(query, queries)
-        self._base = (endpoint or ENDPOINT).rstrip("/")
+        self._base = base_of(endpoint or ENDPOINT, PATH)
         self._client = os.environ.get("OPENVERSE_CLIENT_ID"), os.environ.get("OPENVERSE_CLIENT_SECRET")
         has_token = all(self._client)
         self._interval = interval if interval is not None else TOKEN_INTERVAL if has_token else ANONYMOUS_INTERVAL
@@ -62,12 +63,12 @@ class OpenverseSource:
         seen: set[str] = set()
         while page <= last:
             body = self._page(query, page)
-            last = body.get("page_count") or 0
-            fresh = [r for r in body.get("results") or () if isinstance(r, dict) and r.get("url") not in seen]
+            last = number_of(body, "page_count") or 0
+            fresh = [r for r in items(body, "results") if text_of(r, "url") not in seen]
             if not fresh:
                 return  # an empty page, or one repeated
             for result in fresh:
-                if isinstance(url := result.get("url"), str) and url:
+                if url := text_of(result, "url"):
                     seen.add(url)
                     yield _candidate(result, url, class_name, query)
             page += 1
@@ -77,9 +78,7 @@ class OpenverseSource:
         if self._licenses:
             parameters["license"] = ",".join(self._licenses)
         parameters |= self._filters
-        reply = self._api.get(
-            f"{self._base}/v1/images/", parameters, interval=self._interval, headers=self._authorization()
-        )
+        reply = self._api.get(self._base + PATH, parameters, interval=self._interval, headers=self._authorization())
         if reply.status == 200 and isinstance(reply.body, dict):
             return reply.body
         raise SourceStopped(_explanation(reply))
@@ -100,21 +99,21 @@ class OpenverseSource:
 
 
 def _candidate(result: Mapping[str, Any], url: str, class_name: str, query: str) -> Candidate:
-    code = result.get("license")
+    code = text_of(result, "license")
     return Candidate(
         class_name=class_name,
         source=OpenverseSource.name,
         url=url,
         query=query,
-        landing_page=result.get("foreign_landing_url"),
-        title=result.get("title"),
+        landing_page=text_of(result, "foreign_landing_url"),
+        title=text_of(result, "title"),
         license=code,
-        license_url=result.get("license_url")
-        or (url_of(code, result.get("license_version")) if code in CODES else None),
-        creator=result.get("creator"),
-        attribution=result.get("attribution"),
-        width=result.get("width"),
-        height=result.get("height"),
+        license_url=text_of(result, "license_url")
+        or (url_of(code, text_of(result, "license_version")) if code in CODES else None),
+        creator=text_of(result, "creator"),
+        attribution=text_of(result, "attribution"),
+        width=number_of(result, "width"),
+        height=number_of(result, "height"),
     )
 
 
@@ -124,10 +123,17 @@ def _explanation(reply: ApiReply) -> str:
     if reply.status == 403:
         return f"HTTP 403{told}: its network refuses some data centres' addresses; try from another network"
     if reply.status == 429:
+        left = {k: v for k, v in reply.headers.items() if k.startswith("x-ratelimit-available-")}
+        if any(k.endswith("_sustained") and v.strip() == "0" for k, v in left.items()):
+            reason = "the quota of a day is used up"
+        else:
+            reason = reply.patience
         return (
-            f"HTTP 429{told}: the quota is used up (200 calls a day without a key). Run again tomorrow with "
-            "ingest.refresh=true, or set OPENVERSE_CLIENT_ID and OPENVERSE_CLIENT_SECRET"
+            f"HTTP 429{told}: {reason}. Without a key it allows 20 calls a minute and 200 calls a day. Run again later "
+            "with ingest.refresh=true, or set OPENVERSE_CLIENT_ID and OPENVERSE_CLIENT_SECRET"
         )
+    if reply.status == 503:
+        return f"HTTP 503{told}: {reply.patience}"
     if reply.status == 401:
         return f"HTTP 401{told}: the token, or a page larger than it allows, was not accepted"
     if reply.status == 200:

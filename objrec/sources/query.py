@@ -1,4 +1,4 @@
-"""What to ask a search service for a class."""
+"""What to ask a search service for a class, and where."""
 
 from __future__ import annotations
 
@@ -23,3 +23,25 @@ class Queries:
 
     def for_class(self, name: str) -> str:
         return self._overrides.get(name) or self._template.format(name=name)
+
+
+def base_of(endpoint: str, path: str) -> str:
+    """Return the base URL of a service: ``endpoint`` without a query, a final slash, and any beginning of ``path``.
+
+    So the full address of its API, as its documentation shows it, is as good as its host.
+
+    Args:
+        path: of the calls below the base, such as ``/v1/images/``.
+
+    Raises:
+        UserError: it is no http or https address.
+    """
+    base = endpoint.strip().partition("?")[0].partition("#")[0].rstrip("/")
+    if not base.lower().startswith(("http://", "https://")):
+        raise UserError(f"source.endpoint={endpoint}: should be an address of http or https, as in https://example.org")
+    parts = path.strip("/").split("/")
+    for count in range(len(parts), 0, -1):
+        tail = "/" + "/".join(parts[:count])
+        if base.lower().endswith(tail):
+            return base[: -len(tail)].rstrip("/")
+    return base

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from objrec.config.errors import UserError, did_you_mean
-from objrec.sources.base import Candidate
+from objrec.sources.base import Candidate, load_json
 from objrec.sources.licenses import code_of
 
+MAX_NAME: Final = 200  # bytes of a class name, which becomes a folder
+WINDOWS: Final = "objrec.windows"  # how bytes are read that are no UTF-8
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {  # what a column may be called
     "url": ("url", "image_url"),
     "class_name": ("class", "class_name", "label"),
@@ -27,11 +30,15 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {  # what a column may be called
 class UrlsSource:
     """Pictures of a list with the columns ``url`` and ``class``; optional ones are in NAMES.
 
+    A row without URL becomes a candidate with a problem; one without a class is left out and named on stderr.
+
     Args:
-        path: ends in .csv, .tsv, .jsonl or .parquet (which needs pyarrow).
+        path: ends in .csv, .tsv, .jsonl or .parquet (which needs pyarrow). Text is UTF-8, Windows-1252, or UTF-16
+            with a byte order mark; the columns of a table are separated by commas, semicolons or tabs, whichever its
+            first line has most of.
 
     Raises:
-        UserError: the list is not there, cannot be read, or lacks a column or a value.
+        UserError: the list is not there, cannot be read, lacks a column, or has no usable row.
     """
 
     name = "urls"
@@ -39,14 +46,25 @@ class UrlsSource:
     def __init__(self, *, path: str | Path) -> None:
         self._path = Path(path)
         self._classes: dict[str, list[Candidate]] = {}
+        lost: list[str] = []
         try:
             for number, row in enumerate(_rows(self._path), start=1):
-                candidate = self._candidate(row, number)
-                self._classes.setdefault(candidate.class_name, []).append(candidate)
-        except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+                try:
+                    candidate = self._candidate(row, number)
+                except _BadRow as bad:
+                    lost.append(f"row {number} {bad}")
+                else:
+                    self._classes.setdefault(candidate.class_name, []).append(candidate)
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
             raise UserError(f"source.path={path}: cannot be read: {error}") from error
+        for name in [n for n, found in self._classes.items() if all(c.problem for c in found)]:
+            lost += [f"{c.url.partition('#')[2]} {c.problem}" for c in self._classes.pop(name)]
         if not self._classes:
-            raise UserError(f"source.path={path}: the list is empty")
+            raise UserError(f"source.path={path}: " + (_few(lost) if lost else "the list is empty"))
+        if lost:
+            print(f"source.path={path}: {len(lost)} rows are left out: {_few(lost)}", file=sys.stderr)
 
     def class_names(self) -> Sequence[str]:
         return sorted(self._classes)
@@ -58,18 +76,37 @@ class UrlsSource:
         yield from self._classes[class_name]
 
     def _candidate(self, row: Any, number: int) -> Candidate:
+        """Return what a row offers. Raises _BadRow where it names no class, with the rest of a sentence."""
+        if isinstance(row, Exception):
+            raise _BadRow(f"cannot be read: {row}")
         if not isinstance(row, dict):
-            raise UserError(f"source.path={self._path}: row {number} is no object")
+            raise _BadRow("is no object")
+        row = {str(k).strip().lower(): v for k, v in row.items() if k is not None}
         values: dict[str, Any] = {field: _first(row, names) for field, names in NAMES.items()}
-        for field in ("url", "class_name"):
-            if not values[field]:
-                has = ", ".join(map(str, row)) or "none"
-                raise UserError(f"source.path={self._path}: row {number} has no '{NAMES[field][0]}' (columns: {has})")
+        name, url = values.pop("class_name"), values.pop("url")
+        columns = f"(columns: {', '.join(row) or 'none'})"
+        if not name:
+            raise _BadRow(f"has no 'class' {columns}")
+        if set(name) & set("/\\\0") or not name.strip(".") or len(name.encode(errors="replace")) > MAX_NAME:
+            raise _BadRow(f"has the class '{name[:100]}', which cannot be the name of a folder")
         values["license"] = code_of(values["license"]) or values["license"]
-        name, url = str(values.pop("class_name")), str(values.pop("url"))
-        if set(name) & set("/\\\0") or not name.strip("."):
-            raise UserError(f"source.path={self._path}: row {number}: '{name}' cannot be the name of a folder")
-        return Candidate(class_name=name, url=url, source=self.name, query=self._path.name, **values)
+        if not url:
+            values["problem"] = f"has no 'url' {columns}"
+        return Candidate(
+            class_name=name,
+            url=url or f"{self._path.name}#row {number}",
+            source=self.name,
+            query=self._path.name,
+            **values,
+        )
+
+
+class _BadRow(Exception):
+    """A row that names no class."""
+
+
+def _few(bad: Sequence[str]) -> str:
+    return "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
 
 
 def _first(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
@@ -78,20 +115,61 @@ def _first(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _rows(path: Path) -> Iterator[Any]:
+    """Yield rows as dictionaries; in the place of one that cannot be read, the error."""
     if not path.is_file():
         raise UserError(f"source.path={path}: there is no such file")
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         yield from _parquet_rows(path)
-    elif path.suffix in (".csv", ".tsv"):
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            for row in reader:
-                yield {str(k).strip().lower(): v for k, v in row.items() if k is not None}
-    elif path.suffix in (".jsonl", ".ndjson"):
-        with path.open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.strip())
+    elif suffix in (".csv", ".tsv"):
+        with path.open(newline="", encoding=_encoding(path), errors=WINDOWS) as file:
+            yield from _table(file, "\t,;" if suffix == ".tsv" else ",;\t")
+    elif suffix in (".jsonl", ".ndjson"):
+        with path.open(encoding=_encoding(path), errors=WINDOWS) as file:
+            yield from (_parsed(line) for line in file if line.strip())
     else:
         raise UserError(f"source.path={path}: should end in .csv, .tsv, .jsonl or .parquet")
+
+
+def _table(file: TextIO, separators: str) -> Iterator[Any]:
+    """Rows of a table whose separator shows in its first line, or is named there as Excel does: ``sep=;``."""
+    head = file.readline()
+    separator = max(separators, key=head.count)
+    if head.lower().startswith("sep=") and head[4:5] not in ("", "\r", "\n"):
+        separator = head[4]
+    else:
+        file.seek(0)
+    rows = csv.DictReader(file, delimiter=separator)
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+
+
+def _as_windows(error: UnicodeError) -> tuple[str, int]:
+    """Read what is no UTF-8 as Excel writes a plain CSV."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error(WINDOWS, _as_windows)
+
+
+def _encoding(path: Path) -> str:
+    """UTF-16 by its byte order mark, which Excel writes with 'Unicode text'; else UTF-8 with one or without."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return load_json(line)
+    except ValueError as error:
+        return ValueError(str(error)[:200])
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
