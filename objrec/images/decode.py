@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]
 
-FINER: Final = (
-    1.1  # a picture is decoded to that much more than it will be resized to; see docs/benchmarks-preprocess.md
-)
+SMALL: Final = 128  # pixels of a target below which decoding finer costs little and shows
+FINER, FINER_SMALL = 1.1, 1.5  # times the target: an image is decoded to that much; see docs/benchmarks-preprocess.md
 ORIENTATION: Final = 0x0112  # the EXIF tag
 TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,7 +100,7 @@ def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, tar
         max_pixels: width x height above which the picture is refused, read from the header before decoding.
         min_size: pixels of the shorter side below which it is refused.
         target: pixels of the shorter side that the caller will resize to. A JPEG may then be decoded at a reduced
-            size, still at least ``FINER`` times the target, which costs no visible quality and saves much of the time.
+            size, still ``FINER`` times the target or more (``FINER_SMALL`` for a small one), which saves much time.
 
     Raises:
         ImageError: with status ``corrupt``, ``unsupported``, ``too_large`` or ``too_small``.
@@ -156,7 +155,8 @@ def _check_size(width: int, height: int, *, max_pixels: int, min_size: int) -> N
 
 def _load_jpeg(data: bytes, size: tuple[int, int], target: int | None) -> tuple[Pixels, float, float] | None:
     """Return pixels, width and height as of ``Decoded``; None where the file is not entirely well-formed."""
-    found = decode_jpeg(data, size=size, at_least=None if target is None else math.ceil(FINER * target))
+    finer = FINER if target is None or target >= SMALL else FINER_SMALL
+    found = decode_jpeg(data, size=size, at_least=None if target is None else math.ceil(finer * target))
     if found is None:
         return None
     pixels, eighths = found
