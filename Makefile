@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := test,azure,azure-scoring,export,mlflow,tensorboard,joblib,optuna,parquet
+EXTRAS := test,heic,azure,azure-scoring,export,mlflow,tensorboard,joblib,optuna,parquet
 
 .DEFAULT_GOAL := help
 .PHONY: help install run stop test test-all lint format bench golden clean

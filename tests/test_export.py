@@ -16,6 +16,7 @@ from objrec import exports
 from objrec.config.errors import UserError
 from objrec.export import run
 from objrec.models.card import ModelCard
+from objrec.serving import tuning
 from objrec.serving.predictor import Predictor
 
 CLASSES = sorted(COLOURS)
@@ -97,6 +98,31 @@ def test_int8_is_a_model_folder_with_its_accuracy_beside_the_original(
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("int8"))
     assert f"{check['accuracy']:.4f}" in line and f"{check['original_accuracy']:.4f}" in line
     assert (report / "report.html").is_file()
+
+
+def saturating_sum(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Products of uint8 (N, K) and int8 (K, C), summed as x86 without VNNI does: pairs in 16 bits that saturate."""
+    products = activations.astype(np.int32)[:, :, None] * weights.astype(np.int32)
+    if products.shape[1] % 2:
+        products = np.pad(products, ((0, 0), (0, 1), (0, 0)))
+    return (products[:, ::2] + products[:, 1::2]).clip(-(2**15), 2**15 - 1).sum(axis=1)
+
+
+def test_int8_weights_are_the_same_model_on_every_processor(folders: dict[str, Path], tmp_path: Path) -> None:
+    """No activation can make a pair of products leave 16 bits, whatever this processor's own kernels are."""
+    pictures = sorted(folders["train"].glob("*/*.jpg"))[:8]
+    path = tuning.quantize(Predictor.load(folders["model"]), pictures, folders["model"], tmp_path / "int8.onnx")
+    graph = onnx.load(path).graph
+    constants = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
+    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    weights = [constants[sources[n.input[1]]] for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    assert len(weights) == 2 and {w.dtype for w in weights} == {np.dtype(np.int8)}
+    for weight in weights:
+        assert 2 * 255 * int(np.abs(weight.astype(np.int32)).max()) < 2**15
+        rows = weight.reshape(len(weight), -1).T
+        extremes = np.random.default_rng(0).choice(np.array([0, 254, 255], np.uint8), (200, len(rows)))
+        assert (saturating_sum(extremes, rows) == extremes.astype(np.int32) @ rows.astype(np.int32)).all()
+    assert saturating_sum(np.array([[255, 255]], np.uint8), np.array([[127], [127]], np.int8))[0, 0] == 2**15 - 1
 
 
 def test_a_format_that_differs_is_refused_and_nothing_stays(

@@ -56,7 +56,7 @@ def test_only_what_depends_on_a_change_runs_again_and_says_why(workdir: Path) ->
     assert reasons([*SMALL, "train.max_epochs=3", "runs_dir=other"])["preprocess"] == "nothing it depends on changed"
     said = reasons([*SMALL, "preprocess.jpeg_quality=80"])
     assert said["ingest"] == "nothing it depends on changed"
-    assert said["preprocess"] == "preprocess.jpeg_quality 95 → 80"
+    assert said["preprocess"] == "preprocess.jpeg_quality nothing → 80"
     assert statuses([*SMALL, "seed=1"]) == {"ingest": "ran", "preprocess": "ran"}
 
 

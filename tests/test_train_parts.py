@@ -107,6 +107,8 @@ def test_bf16_only_where_the_processor_has_it(
     hardware = choose_hardware(load_config(["compute=cpu"]).compute)
     assert hardware.precision == precision and ("no bf16" in hardware.reason) == (precision == "32")
     assert choose_hardware(load_config(["compute=cpu", "compute.precision=32"]).compute).precision == "32"
+    asked = choose_hardware(load_config(["compute=cpu", "compute.precision=bf16-mixed"]).compute)
+    assert asked.precision == "bf16-mixed" and ("warning: this processor" in asked.reason) == (not any(units))
     depthwise = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=8))
     assert choose_hardware(load_config(["compute=cpu"]).compute, depthwise).precision == "32"
 

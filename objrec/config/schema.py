@@ -119,7 +119,7 @@ class Preprocess(Section):
     split: Annotated[list[Share], Field(min_length=3, max_length=3)]
     exact_split: bool
     near_duplicate_bits: Annotated[Int, Field(ge=0, le=6)] | None
-    jpeg_quality: Annotated[Int, Field(ge=1, le=100)]
+    jpeg_quality: Annotated[Int, Field(ge=1, le=100)] | None
     workers: Annotated[Annotated[Int, Field(ge=1)] | None, UNKEYED]
     timeout: Annotated[Float, Field(gt=0), UNKEYED]
 

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from PIL import Image, UnidentifiedImageError
 
+from objrec.images.colours import UndeclaredRange, to_rgb
+from objrec.images.formats import FORMATS as FORMATS
+from objrec.images.formats import SUFFIXES as SUFFIXES
+from objrec.images.formats import quieten_libtiff, readable_formats, why_unsupported
 from objrec.images.jpeg import coded_size, decode_jpeg, plain_size
 
 if TYPE_CHECKING:
@@ -19,21 +23,8 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # what web pictures come as; anything else is refused
-EXTENSIONS: Final = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tif",
-}
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-BACKGROUND: Final = (128, 128, 128)  # under transparent pixels: neutral, so that neither dark nor light drawings vanish
-FINER: Final = (
-    1.1  # a picture is decoded to that much more than it will be resized to; see docs/benchmarks-preprocess.md
-)
+SMALL: Final = 128  # pixels of a target below which decoding finer costs little and shows
+FINER, FINER_SMALL = 1.1, 1.5  # times the target: an image is decoded to that much; see docs/benchmarks-preprocess.md
 ORIENTATION: Final = 0x0112  # the EXIF tag
 TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -109,7 +100,7 @@ def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, tar
         max_pixels: width x height above which the picture is refused, read from the header before decoding.
         min_size: pixels of the shorter side below which it is refused.
         target: pixels of the shorter side that the caller will resize to. A JPEG may then be decoded at a reduced
-            size, still at least ``FINER`` times the target, which costs no visible quality and saves much of the time.
+            size, still ``FINER`` times the target or more (``FINER_SMALL`` for a small one), which saves much time.
 
     Raises:
         ImageError: with status ``corrupt``, ``unsupported``, ``too_large`` or ``too_small``.
@@ -133,6 +124,8 @@ def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, tar
                 return _load(image, data, target)
     except ImageError:
         raise
+    except UndeclaredRange as error:
+        raise ImageError("unsupported", str(error)) from None
     except MemoryError:
         raise ImageError("too_large", "out of memory while decoding") from None
     except Exception as error:
@@ -142,11 +135,11 @@ def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, tar
 def open_checked(data: bytes, *, max_pixels: int, min_size: int = 1) -> Image.Image:
     """Read the header only. Raises ImageError as ``decode_stored``."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=readable_formats(data))
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from None
     except UnidentifiedImageError:
-        raise ImageError("unsupported", f"not a picture in one of {', '.join(FORMATS)}") from None
+        raise ImageError("unsupported", why_unsupported(data)) from None
     except Exception as error:
         raise ImageError("corrupt", f"header: {error}") from None
     _check_size(*image.size, max_pixels=max_pixels, min_size=min_size)
@@ -162,7 +155,8 @@ def _check_size(width: int, height: int, *, max_pixels: int, min_size: int) -> N
 
 def _load_jpeg(data: bytes, size: tuple[int, int], target: int | None) -> tuple[Pixels, float, float] | None:
     """Return pixels, width and height as of ``Decoded``; None where the file is not entirely well-formed."""
-    found = decode_jpeg(data, size=size, at_least=None if target is None else math.ceil(FINER * target))
+    finer = FINER if target is None or target >= SMALL else FINER_SMALL
+    found = decode_jpeg(data, size=size, at_least=None if target is None else math.ceil(finer * target))
     if found is None:
         return None
     pixels, eighths = found
@@ -177,9 +171,11 @@ def _load(image: Image.Image, data: bytes, target: int | None) -> Decoded:
         decoded = _load_jpeg(data, image.size, target)
         if decoded is not None:
             return Decoded(*decoded, _orientation(image))
+    if image.format == "TIFF":
+        quieten_libtiff()
     image.load()  # verify() is not enough: damaged data shows only when it is decoded
     orientation = _orientation(image)  # only now: Pillow turns a TIFF as it loads, and a PNG may say it at its end
-    pixels = np.asarray(_to_rgb(image))
+    pixels = np.asarray(to_rgb(image, data))
     return Decoded(pixels, pixels.shape[1], pixels.shape[0], orientation)
 
 
@@ -188,20 +184,3 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged metadata says nothing of the pixels
         return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255 instead of scaling
-        import numpy as np
-
-        wide = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(
-            (wide / (65535 if wide.max(initial=0) > 255 else 255) * 255).clip(0, 255).astype(np.uint8)
-        )
-    if image.mode == "F":
-        image = image.convert("L")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(ground, image)
-    return image.convert("RGB")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
 from dataclasses import dataclass
 
-from PIL import Image
-
-from objrec.images.decode import EXTENSIONS, FORMATS, ImageError, decode_stored
+from objrec.images.decode import ImageError, decode_stored, open_checked
+from objrec.images.formats import EXTENSIONS
 from objrec.images.hashing import HASHED, hash_picture
 
 
@@ -48,7 +46,7 @@ def examine(data: bytes, *, max_pixels: int, min_size: int) -> Picture:
     picture = decode_stored(data, max_pixels=max_pixels, min_size=min_size, target=HASHED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        with open_checked(data, max_pixels=max_pixels) as header:
             width, height, kind = *header.size, header.format
     hashes = hash_picture(picture)
     return Picture(

@@ -15,7 +15,7 @@ from objrec.config.schema import Compute
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the Trainer is told, and a line that says why."""
+    """What the Trainer is given, and what to print: a line that says why, and a warning where there is one."""
 
     accelerator: str
     precision: str
@@ -61,6 +61,11 @@ def choose_hardware(compute: Compute, model: nn.Module | None = None) -> Hardwar
     threads = f", {torch.get_num_threads()} threads" if accelerator == "cpu" else ""
     compiled = ", torch.compile" if compute.compile else ""
     reason = f"compute: {accelerator}{threads}, precision {precision} ({chosen}), channels_last{compiled}"
+    if accelerator == "cpu" and precision == "bf16-mixed" and not bf16:
+        reason += (
+            "\nwarning: this processor has no bf16 and emulates it, which is many times slower than fp32: "
+            "compute.precision=32 or auto is faster here"
+        )
     return Hardware(accelerator, precision, reason)
 
 

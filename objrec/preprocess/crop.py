@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from objrec.images.decode import ImageError, decode_stored
 from objrec.images.geometry import crop_square
 from objrec.images.hashing import HASHED, hash_picture
 from objrec.images.jpeg import encode_jpeg
+
+FINE_BELOW: Final = 224  # pixels
+QUALITY, FINE_QUALITY = 95, 98  # the encoder alone: 40 dB at 224 px, and at 48 px 38 and 44 dB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +35,12 @@ class Crop:
     problem: str = ""
 
 
-def crop_file(path: str, target: str, *, size: int, quality: int, max_pixels: int) -> Crop:
-    """Crop the picture in ``path`` to a square JPEG in ``target``. Never raises for what the file holds."""
+def crop_file(path: str, target: str, *, size: int, quality: int | None, max_pixels: int) -> Crop:
+    """Crop the image in ``path`` to a square JPEG in ``target``. Never raises for what the file holds.
+
+    Args:
+        quality: of the JPEG; None: what the size needs. The 8 x 8 blocks of a small crop hold more detail each.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -42,6 +50,8 @@ def crop_file(path: str, target: str, *, size: int, quality: int, max_pixels: in
         picture = decode_stored(data, max_pixels=max_pixels, target=max(size, HASHED))
     except ImageError as error:
         return Crop(sha256=sha256, problem=str(error))
+    if quality is None:
+        quality = FINE_QUALITY if size < FINE_BELOW else QUALITY
     encoded = encode_jpeg(crop_square(picture, size), quality=quality)
     Path(target).write_bytes(encoded)
     hashes = hash_picture(picture)
@@ -53,6 +63,8 @@ def crop_file(path: str, target: str, *, size: int, quality: int, max_pixels: in
     )
 
 
-def crop_numbered(index: int, name: str, *, raw: str, scratch: str, size: int, quality: int, max_pixels: int) -> Crop:
+def crop_numbered(
+    index: int, name: str, *, raw: str, scratch: str, size: int, quality: int | None, max_pixels: int
+) -> Crop:
     """``crop_file`` of a file of the folder ``raw`` into ``scratch``, under the number of the file."""
     return crop_file(f"{raw}/{name}", f"{scratch}/{index}.jpg", size=size, quality=quality, max_pixels=max_pixels)

@@ -94,7 +94,7 @@ STEP = make_step(
     ),
     outputs=(Port(name="accuracy_file", kind="file"), Port(name="report_dir")),
     reads=("evaluate", "images.max_pixels", "compute.runtime", "compute.accelerator"),
-    libraries=("numpy", "onnx", "onnxruntime", "pillow", "simplejpeg", "cykooz-resizer"),
+    libraries=("numpy", "onnx", "onnxruntime", "pi-heif", "pillow", "simplejpeg", "cykooz-resizer"),
     compute="gpu",
 )(run)
 

@@ -21,7 +21,7 @@ STEP = make_step(
     inputs=(Port(name="source_dir", optional=True, config="source.path"),),
     outputs=(Port(name="raw_data_dir"),),
     reads=("seed", "classes", "source", "ingest", "images", "cache_dir"),
-    libraries=("pillow", "simplejpeg", "numpy"),
+    libraries=("pillow", "pi-heif", "simplejpeg", "numpy"),
 )(run)
 
 

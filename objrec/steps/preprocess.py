@@ -21,7 +21,7 @@ STEP = make_step(
     inputs=(Port(name="raw_data_dir"),),
     outputs=tuple(Port(name=f"{split}_dir") for split in ("train", "valid", "test")),
     reads=("preprocess", "images", "seed"),
-    libraries=("pillow", "simplejpeg", "cykooz-resizer", "numpy"),
+    libraries=("pillow", "pi-heif", "simplejpeg", "cykooz-resizer", "numpy"),
 )(run)
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ STEP = make_step(
         "lightning",
         "torchmetrics",
         "pillow",
+        "pi-heif",
         "simplejpeg",
         "cykooz-resizer",
         "numpy",
