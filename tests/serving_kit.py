@@ -151,8 +151,12 @@ def put_in_registry(root: Path, model_dir: Path, accuracy: float = 0.9) -> Recor
 
 
 @contextlib.contextmanager
-def running_service(root: Path, model_dir: Path, *overrides: str) -> Iterator[Service]:
-    """A background service with a model in production."""
+def running_service(root: Path, model_dir: Path, *overrides: str, key: str | None = None) -> Iterator[Service]:
+    """A background service with a model in production; clients must send ``key`` where it is given."""
+    if key is not None:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "keys.txt").write_text(f"{key}\n")
+        overrides = (*overrides, f"serve.key_file={root / 'keys.txt'}")
     FolderRegistry(root).promote(put_in_registry(root, model_dir))
     config = load_config([*FAST, *overrides])
     started = service.ensure_started(Settings.of(config, registry_dir=str(root.resolve())))

@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from objrec.config.environment import child_environment
 from objrec.models.backbones import build_backbone
 from objrec.models.card import ModelCard, file_sha256
 
@@ -97,7 +98,14 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor) -> None:
 def git_commit() -> str | None:
     """Return the commit of the current folder's checkout, or None outside one."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            env=child_environment(),
+        )
         return done.stdout.strip()
     return None
 

@@ -346,7 +346,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _fault(model_dir: Path, hashes: Mapping[str, str]) -> str:
-    """Return what is wrong with a model folder, by its registered ``hashes``; by ``model.json`` where there are none."""
+    """Return what is wrong with a model folder, by its registered ``hashes``, or by ``model.json`` without them."""
     try:
         card = ModelCard.load(model_dir)
         unlisted = {name: sha256 for name, sha256 in card.files.items() if name not in hashes}

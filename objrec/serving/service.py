@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def _start(settings: Settings, registry_dir: Path) -> Service:
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+            env=child_environment(PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))),
             check=False,
         )
     child = Process.of(int(launched.stdout)) if launched.stdout.strip().isdigit() else None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from objrec.config.environment import AZURE, SERVE_KEY
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.models.card import ModelCard
@@ -30,6 +31,7 @@ from objrec.serving.service import Service
         "registry_dir",
         "azure",
     ),
+    secrets=(SERVE_KEY, *AZURE),
     libraries=("onnxruntime",),
 )
 def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
