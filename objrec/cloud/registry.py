@@ -68,10 +68,7 @@ class AzureRegistry:
             if version is None:
                 raise UserError(f"{self.model_name} has no version with the model {sha256[:12]} that serves")
             self.client.models.download(self.model_name, version, download_path=str(folder))
-        found = sorted(folder.rglob("model.json"), key=lambda p: len(p.parts))
-        if not found:
-            raise UserError(f"{self.model_name}:{version} holds no model folder")
-        return found[0].parent
+        return model_folder(folder)
 
     def _versions(self) -> list[Any]:
         from azure.core.exceptions import ResourceNotFoundError
@@ -80,6 +77,14 @@ class AzureRegistry:
             return list(self.client.models.list(self.model_name))
         except ResourceNotFoundError:
             return []
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the model folder in what was downloaded. Raises UserError when there is none."""
+    found = sorted(folder.rglob("model.json"), key=lambda p: len(p.parts))
+    if not found:
+        raise UserError(f"{folder.name}: what is registered in the workspace holds no model folder")
+    return found[0].parent
 
 
 def tags_of(record: Record) -> dict[str, str]:

@@ -252,6 +252,8 @@ class Deploy(Section):
     min_improvement: Annotated[Float, Field(ge=0, le=1)]
     require_significance: bool
     significance_level: Annotated[Float, Field(gt=0, lt=1)]
+    min_accuracy: Share | None
+    max_accuracy_drop: Share | None
     keep: Annotated[Int, Field(ge=0)]
 
 

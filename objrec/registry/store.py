@@ -179,9 +179,11 @@ class FolderRegistry:
         card = ModelCard.load(model_dir)
         place = self.model_dir(card.sha256)
         with self.lock():
-            if place.is_dir() and not self.fault(card.sha256):
-                _check_same(ModelCard.load(place), card, place)
-            else:
+            sound = place.is_dir() and not self.fault(card.sha256)
+            if sound:
+                known = ModelCard.load(place)
+                _check_same(known, card, place)
+            if not sound or set(card.files) - set(known.files):  # an older version kept fewer files
                 self._copy(model_dir, card, place)
             files = {path.name: file_sha256(path) for path in sorted(place.iterdir())}
             self.log("registered", record=record.model_dump(), files=files)
@@ -371,7 +373,7 @@ def _check_of(event: Mapping[str, Any]) -> str:
 
 
 def _check_same(known: ModelCard, new: ModelCard, place: Path) -> None:
-    meaning = ("class_names", "input_size", "mean", "std", "interpolation", "temperature", "training_data_fingerprint")
+    meaning = ("class_names", "input_size", "mean", "std", "interpolation", "temperature")
     differing = [name for name in meaning if getattr(known, name) != getattr(new, name)]
     if differing:
         raise UserError(
