@@ -37,11 +37,13 @@ def run(overrides: list[str]) -> int:
     from objrec.pipeline.progress import Display
     from objrec.pipeline.runner import RunRecord, StepFailed, forget_run, new_run_dir, point_latest, run_pipeline
     from objrec.serving.keys import read_keys
+    from objrec.serving.service import refuse_other_systems
     from objrec.steps import load_steps
 
     config = load_config(overrides)
-    if config.deploy.start:
-        read_keys(config.serve.key_file)  # what cannot be read is said now, and not after the training
+    if config.deploy.start and config.deploy.target == "local":  # said now, and not after the training
+        refuse_other_systems()
+        read_keys(config.serve.key_file)
     run_dir = new_run_dir(config, "pipeline")
     try:
         with (run_dir / "pipeline.log").open("a") as log, Display(log) as display:

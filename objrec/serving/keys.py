@@ -9,7 +9,6 @@ from pathlib import Path
 
 from objrec.config.environment import SERVE_KEY
 from objrec.config.errors import UserError
-from objrec.serving.handler import RequestError
 
 MOST_BYTES = 65536  # of a key file: more is another file by mistake
 
@@ -54,6 +53,8 @@ def check_key(keys: Sequence[str], headers: Mapping[bytes, bytes]) -> None:
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
     bearer = credentials.strip() if scheme.lower() == b"bearer" else b""
     given = headers.get(b"x-api-key") or bearer
+    from objrec.serving.handler import RequestError  # commands that only read keys need no image decoder
+
     if not any(hmac.compare_digest(given, key.encode()) for key in keys):
         raise RequestError(
             401, "key", "this endpoint needs its key, in the header X-API-Key or as Authorization: Bearer"

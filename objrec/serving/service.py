@@ -217,8 +217,22 @@ def start_lock(registry_dir: Path) -> Iterator[None]:
         yield
 
 
+def refuse_other_systems() -> None:
+    """Raise UserError where a process cannot be told from a later one of the same number: anywhere but on Linux."""
+    if Process.of(os.getpid()) is None or not hasattr(os, "pidfd_open"):
+        raise UserError(
+            "the background service needs Linux (its /proc and pidfd): set deploy.start=false, and serve in the "
+            "foreground with python -m objrec.serve"
+        )
+
+
 def ensure_started(settings: Settings) -> Service:
-    """Return the running service, starting one where there is none. Raises UserError when it does not become ready."""
+    """Return the running service, starting one where there is none.
+
+    Raises:
+        UserError: it does not become ready, or this system is not Linux.
+    """
+    refuse_other_systems()
     registry_dir = Path(settings.registry_dir)
     with start_lock(registry_dir):
         running = find(registry_dir)

@@ -10,7 +10,6 @@ from pathlib import Path
 from objrec.config.environment import AZURE, SERVE_KEY
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
-from objrec.images.folders import list_split
 from objrec.models.card import ModelCard
 from objrec.pipeline.step import Port, make_step
 from objrec.registry.comparison import Comparison
@@ -95,6 +94,8 @@ def rules_of(config: Config) -> Rules:
 
 def labels_of(test_dir: Path) -> list[str]:
     """Return the class of each test image, of none where they cannot be listed."""
+    from objrec.images.folders import list_split
+
     try:
         split = list_split(test_dir)
     except UserError:
