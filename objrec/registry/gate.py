@@ -131,6 +131,10 @@ def _compared(
     numbers = f"{candidate.accuracy:.4f}"
     try:
         standing = compare(current)
+        numbers = f"{numbers}; {standing}" if standing.candidate is None else str(standing)
+        if same:
+            return _of_the_same_data(standing, rules, _changes(candidate, current)), numbers
+        return _of_other_data(standing, rules), numbers
     except Unusable as error:
         why = "the training data changed, and the" if not same else "the"
         reason = f"deployed: {why} model in production cannot be compared with ({error}), accuracy {numbers}"
@@ -139,10 +143,6 @@ def _compared(
         if same or rules.max_accuracy_drop is not None:
             raise
         return Decision(True, "new_data", f"deployed: the training data changed, accuracy {numbers} ({error})"), numbers
-    numbers = f"{numbers}; {standing}" if standing.candidate is None else str(standing)
-    if same:
-        return _of_the_same_data(standing, rules, _changes(candidate, current)), numbers
-    return _of_other_data(standing, rules), numbers
 
 
 def _of_the_same_data(standing: Standing, rules: Rules, changes: str) -> Decision:
