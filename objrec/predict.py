@@ -170,7 +170,13 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     defaults = _defaults()
     model_dir = options.model or production_dir(options.registry or Path(defaults["registry_dir"]))
     workers = cores()
-    predictor = Predictor.load(model_dir, threads=1, workers=workers, max_pixels=defaults["images"]["max_pixels"])
+    predictor = Predictor.load(
+        model_dir,
+        threads=1,
+        workers=workers,
+        max_pixels=defaults["images"]["max_pixels"],
+        verify=options.model is not None,  # the registry has checked its own
+    )
     top_k = options.top_k or defaults["serve"]["top_k"]
     if options.unknown and predictor.card.unknown is None:
         raise UserError(f"--unknown: {model_dir} has no threshold for unknown pictures: train it again")
@@ -193,7 +199,7 @@ def _remote(options: argparse.Namespace) -> tuple[Classify, int]:
 
 
 def production_dir(registry_dir: Path) -> Path:
-    """Return the folder of the model in production. Raises UserError when there is none."""
+    """Return the folder of the model in production. Raises UserError when there is none, or it is damaged."""
     from objrec.registry.store import FolderRegistry
 
     registry = FolderRegistry(registry_dir)
@@ -202,6 +208,7 @@ def production_dir(registry_dir: Path) -> Path:
         raise UserError(
             f"no model in {registry.root} is in production: run python -m objrec.pipeline, or use --model DIR"
         )
+    registry.check(record.sha256)
     return registry.model_dir(record.sha256)
 
 

@@ -22,8 +22,8 @@ Serves the model in production at POST /score, with a page to try it at /.
   model_dir=DIR          serves a model folder instead of the registry's production model (in the foreground)
 
   serve.port=8000        0 takes a free port            serve.host=0.0.0.0  lets other machines in
-  serve.key=SECRET       clients must send it           serve.runtime=auto  onnxruntime, openvino, torch
-  registry_dir=DIR       another registry
+  serve.key_file=FILE    keys, one a line, of which clients must send one; or OBJREC_SERVE_KEY in the environment
+  serve.runtime=auto     onnxruntime, openvino, torch   registry_dir=DIR    another registry
 """
 
 

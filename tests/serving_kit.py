@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from objrec.config.load import load_config
-from objrec.models.card import ModelCard, file_sha256
+from objrec.images.raw import write_hashes
+from objrec.models.card import TRAINED_ON, ModelCard, file_sha256
 from objrec.registry.records import Record
 from objrec.registry.store import FolderRegistry
 from objrec.serving import service
@@ -39,10 +40,13 @@ def make_model(
     mirrored: bool = False,
     nan: bool = False,
     always: str | None = None,
+    split: str | None = None,
+    trained_on: Sequence[str] | None = None,
 ) -> Path:
     """Write a small convolutional network that knows red, green and blue; ``mirrored`` makes it wrong on purpose.
 
-    With ``always`` it says this class of every picture.
+    With ``always`` it says this class of every picture. ``split`` and ``trained_on`` are what a model folder knows of
+    the raw images behind it; those of older versions know nothing.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -79,6 +83,10 @@ def make_model(
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model, folder / "model.onnx")
     save_file(weights, folder / "model.safetensors")
+    names = ["model.safetensors", "model.onnx"]
+    if trained_on is not None:
+        write_hashes(folder / TRAINED_ON, trained_on)
+        names.append(TRAINED_ON)
     card = ModelCard(
         backbone={"name": "tiny"},
         class_names=classes,
@@ -90,7 +98,8 @@ def make_model(
         metrics={"val/acc": 0.9},
         git_commit=None,
         versions={},
-        files={name: file_sha256(folder / name) for name in ("model.safetensors", "model.onnx")},
+        files={name: file_sha256(folder / name) for name in names},
+        split_fingerprint=split,
     )
     card.save(folder)
     return folder
@@ -151,8 +160,12 @@ def put_in_registry(root: Path, model_dir: Path, accuracy: float = 0.9) -> Recor
 
 
 @contextlib.contextmanager
-def running_service(root: Path, model_dir: Path, *overrides: str) -> Iterator[Service]:
-    """A background service with a model in production."""
+def running_service(root: Path, model_dir: Path, *overrides: str, key: str | None = None) -> Iterator[Service]:
+    """A background service with a model in production; clients must send ``key`` where it is given."""
+    if key is not None:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "keys.txt").write_text(f"{key}\n")
+        overrides = (*overrides, f"serve.key_file={root / 'keys.txt'}")
     FolderRegistry(root).promote(put_in_registry(root, model_dir))
     config = load_config([*FAST, *overrides])
     started = service.ensure_started(Settings.of(config, registry_dir=str(root.resolve())))

@@ -50,7 +50,7 @@ def test_no_secret_reaches_the_job(
 
 
 def test_a_plain_secret_in_the_settings_is_refused_and_not_repeated(workdir: Path, capfd: Any) -> None:
-    with pytest.raises(UserError, match=r"serve\.key: a secret would stand in the job's definition") as caught:
+    with pytest.raises(UserError, match=r"serve\.key: a secret on a command line") as caught:
         run([f"serve.key={SECRET}", "dry_run=true"])
     assert SECRET not in str(caught.value) + everything_under(workdir) + capfd.readouterr().out
 

@@ -125,11 +125,27 @@ def test_callbacks_and_loggers_take_new_nodes() -> None:
     assert load_config(["callbacks=early_stopping", "callbacks.early_stopping.patience=3"])
 
 
-def test_secrets_are_masked_and_paths_are_not_keyed() -> None:
-    config = load_config(["serve.key=hush", "runs_dir=elsewhere"])
-    assert dump(config)["serve"]["key"] == "***"
-    keyed = dump(config, keyed_only=True)
-    assert "key" not in keyed["serve"] and "runs_dir" not in keyed and "path" not in keyed["source"]
+def test_paths_are_not_keyed() -> None:
+    keyed = dump(load_config(["serve.key_file=keys.txt", "runs_dir=elsewhere"]), keyed_only=True)
+    assert "key_file" not in keyed["serve"] and "runs_dir" not in keyed and "path" not in keyed["source"]
+
+
+@pytest.mark.parametrize(
+    "text", ["serve.key=hush", "+serve.key=hush", "++serve.key=hush", "'serve.key'=hush", "serve={key: hush}"]
+)
+def test_a_key_on_the_command_line_is_refused_and_not_repeated(text: str) -> None:
+    for check in (load_config, check_command_line):
+        with pytest.raises(UserError, match="OBJREC_SERVE_KEY") as caught:
+            check(["train.max_epochs=nonsense", text])
+        assert "hush" not in str(caught.value)
+
+
+def test_a_key_in_a_settings_file_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nserve:\n  key: hush\n")
+    with pytest.raises(UserError, match=r"OBJREC_SERVE_KEY|serve\.key") as caught:
+        load_config([f"--config-dir={tmp_path}", "experiment=mine"])
+    assert "hush" not in str(caught.value)
 
 
 def test_each_value_of_a_sweep_is_checked_before_it_starts() -> None:

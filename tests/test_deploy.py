@@ -19,6 +19,7 @@ from serving_kit import FAST, make_accuracy, make_model, make_pictures, picture
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
+from objrec.models.card import file_sha256
 from objrec.pipeline.step import restrict
 from objrec.registry.gate import REFUSED
 from objrec.registry.store import FolderRegistry
@@ -144,15 +145,89 @@ def test_a_damaged_copy_of_the_same_model_is_replaced(place: Path) -> None:
     assert registry.verify() == {sha256: ""}
 
 
-def test_what_cannot_be_measured_again_is_said_with_what_to_do(place: Path) -> None:
+@pytest.mark.parametrize("damage", ["gone", "weights", "card"])
+def test_a_damaged_model_in_production_wins_no_comparison(place: Path, damage: str) -> None:
     off = "deploy.start=false"
     deploy(place, make_model(place / "m0"), 0.9, off)
     registry = FolderRegistry(place / "registry")
-    shutil.rmtree(registry.model_dir(registry.models()[0]))
-    with pytest.raises(UserError, match=r"promote another one, or delete .*aliases\.json"):
-        deploy(place, make_model(place / "m1", seed=1), 0.95, off, test_data="test-2")
-    (registry.root / "aliases.json").unlink()
-    assert deploy(place, place / "m1", 0.95, off, test_data="test-2")["rule"] == "first"
+    folder = registry.model_dir(registry.models()[0])
+    if damage == "gone":
+        shutil.rmtree(folder)
+    elif damage == "weights":
+        (folder / "model.onnx").write_bytes(b"rotten")
+    else:
+        (folder / "model.json").write_text((folder / "model.json").read_text().replace("green", "brown"))
+    content = deploy(place, make_model(place / "m1", seed=1), 0.85, off)
+    assert content["deployed"] and content["rule"] == "unusable" and content["model_version"] != folder.name
+    assert "objrec.registry verify" in content["decision"]
+
+
+def test_a_digit_in_the_aliases_deploys_no_worse_model(place: Path) -> None:
+    off = "deploy.start=false"
+    deploy(place, make_model(place / "m0"), 0.9, off)
+    aliases = place / "registry" / "aliases.json"
+    aliases.write_text(aliases.read_text().replace('"accuracy": 0.9', '"accuracy": 0.1'))
+    assert deploy(place, make_model(place / "m1", seed=1), 0.8, off)["rule"] == "not_higher"
+
+
+def test_floors_for_the_first_model_and_for_changed_data(place: Path) -> None:
+    settings = ["deploy.start=false", "deploy.min_accuracy=0.8", "deploy.max_accuracy_drop=0.05"]
+    refused = deploy(place, make_model(place / "m0"), 0.7, *settings)
+    assert (refused["deployed"], refused["model_version"], refused["url"]) == (False, None, None)
+    assert deploy(place, make_model(place / "m0"), 0.95, *settings)["deployed"]
+    other = make_model(place / "m1", seed=1, training_data="other")
+    refused = deploy(place, other, 0.85, *settings)
+    assert refused["rule"] == "accuracy_drop" and "0.8500 against 0.9500 in production" in refused["decision"]
+    assert deploy(place, other, 0.9, *settings)["rule"] == "new_data"
+
+
+def test_a_model_no_better_than_guessing_is_said(place: Path) -> None:
+    model = make_model(place / "m", always="red")
+    assert "always answering" in deploy(place, model, 1 / 3, "deploy.start=false")["decision"]
+
+
+def test_test_images_that_a_model_has_trained_on_are_left_out(place: Path) -> None:
+    """A model of another split has seen part of the test set, and would win by heart."""
+    off = "deploy.start=false"
+    make_pictures(place / "test", per_class=20)  # 60 images
+    hashes = sorted(file_sha256(p)[:16] for p in (place / "test").rglob("*.jpg"))
+    trained = {"training_data": "raw", "split": "one"}
+    deploy(place, make_model(place / "m0", **trained, trained_on=hashes[:20]), 0.99, off)
+    second = make_model(place / "m1", seed=1, training_data="raw", split="two", trained_on=hashes[10:30])
+    content = deploy(place, second, 1.0, off)  # both are right on all that is left
+    assert content["rule"] == "not_higher"
+    assert "1.0000 against 1.0000 in production on 30 test images, without 30" in content["decision"]
+    assert "changed: split" in content["decision"]
+    worse = make_model(place / "m2", training_data="raw", split="two", trained_on=hashes[:31], mirrored=True)
+    content = deploy(place, worse, 1.0, off)
+    assert content["rule"] == "few_images" and "add test images" in content["decision"]
+    measured = [e for e in FolderRegistry(place / "registry").events() if e["event"] == "measured"]
+    again = deploy(place, second, 1.0, off)
+    assert again["rule"] == "not_higher" and len(measured) == len(
+        [e for e in FolderRegistry(place / "registry").events() if e["event"] == "measured"]
+    )
+
+
+def test_raw_images_are_known_by_split_json(place: Path) -> None:
+    """The crops of two sizes differ; the images behind them do not."""
+    raw = {f"{p.parent.name}/{p.name}": f"{i:016x}" for i, p in enumerate(sorted((place / "test").rglob("*.jpg")))}
+    summary = {"fingerprint": "test-1", "raw_fingerprint": "raw", "images": raw}
+    (place / "test" / "split.json").write_text(json.dumps(summary))
+    off = "deploy.start=false"
+    deploy(place, make_model(place / "m0", split="one", trained_on=["f" * 16]), 0.9, off)
+    other = make_model(place / "m1", seed=1, split="two", trained_on=[f"{i:016x}" for i in range(3)])
+    content = deploy(place, other, 0.95, off)
+    assert content["rule"] == "few_images" and "on 21 test images, without 3" in content["decision"]
+
+
+def test_the_step_alone_says_what_it_decided(place: Path) -> None:
+    model = make_model(place / "m")
+    accuracy = make_accuracy(place / "accuracy.json", model, 0.9)
+    ports = [f"model_dir={model}", f"accuracy_file={accuracy}", f"test_dir={place / 'test'}"]
+    command = [sys.executable, "-m", "objrec.steps.deploy", *ports, f"endpoint_file={place / 'endpoint.json'}"]
+    settings = [f"registry_dir={place / 'registry'}", "deploy.start=false", *FAST]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, check=True, cwd=place)
+    assert "decision  deployed: the first model, accuracy 0.9000" in done.stdout and "endpoint  none" in done.stdout
 
 
 def test_significance_compares_both_models_on_the_same_pictures(place: Path) -> None:

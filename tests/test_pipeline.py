@@ -159,7 +159,7 @@ def test_a_step_cannot_read_what_it_does_not_declare() -> None:
 
 def test_keys_hold_no_paths_secrets_or_presentation(tmp_path: Path) -> None:
     plain = [
-        "serve.key=a",
+        "serve.key_file=a",
         "runs_dir=a",
         "ingest.contact=a@b.c",
         "datamodule.num_workers=3",

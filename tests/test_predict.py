@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def live(place: Path) -> Iterator[Service]:
-    with running_service(place / "served", place / "model", "serve.key=k") as started:
+    with running_service(place / "served", place / "model", key="k") as started:
         yield started
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,19 @@ import time
 from pathlib import Path
 
 import pytest
-from serving_kit import make_model, put_in_registry
+from serving_kit import FAST, make_model, put_in_registry
 
 from objrec.config.errors import UserError
+from objrec.config.load import load_config
 from objrec.models.card import ModelCard
+from objrec.predict import production_dir
 from objrec.registry.__main__ import main
 from objrec.registry.records import Record
 from objrec.registry.store import INCOMING, FolderRegistry
+from objrec.serving.live import LiveModels
+from objrec.serving.metrics import Metrics
 from objrec.serving.rollout import roll_out
+from objrec.serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -125,6 +131,106 @@ def test_the_same_weights_under_another_meaning_are_refused(registry: FolderRegi
     other = make_model(tmp_path / "b", classes=["blue", "green", "red"])
     with pytest.raises(UserError, match="class_names"):
         put_in_registry(registry.root, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("model.json", '"green"', '"brown"'),
+        ("model.json", "0.25", "0.35"),
+        ("model.json", '"bilinear"', '"bicubic"'),
+        ("config.yaml", "seed: 0", "seed: 1"),
+    ],
+)
+def test_every_file_of_a_registered_model_is_covered(
+    registry: FolderRegistry, tmp_path: Path, name: str, old: str, new: str
+) -> None:
+    model = make_model(tmp_path / "m")
+    (model / "config.yaml").write_text("seed: 0\n")
+    record = put_in_registry(registry.root, model)
+    registry.promote(record)
+    file = registry.model_dir(record.sha256) / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    assert f"{name} is damaged" in registry.verify()[record.sha256]
+    assert main(["verify", f"registry_dir={registry.root}"]) == 1
+    assert main(["promote", "production", f"registry_dir={registry.root}"]) == 2
+    live = LiveModels(Settings.of(load_config([*FAST]), registry_dir=str(registry.root)), Metrics(lambda: 0))
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        live.follow()
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        production_dir(registry.root)
+    put_in_registry(registry.root, model)  # deployed again
+    assert registry.verify() == {record.sha256: ""} and live.follow().version == record.sha256
+
+
+def test_a_missing_file_that_the_card_does_not_list_is_found(registry: FolderRegistry, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "m")
+    (model / "config.yaml").write_text("seed: 0\n")
+    record = put_in_registry(registry.root, model)
+    (registry.model_dir(record.sha256) / "config.yaml").unlink()
+    assert "config.yaml is missing" in registry.verify()[record.sha256]
+
+
+def test_what_is_known_of_a_model_is_the_logs_word(
+    registry: FolderRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = put_in_registry(registry.root, make_model(tmp_path / "m"), 0.9)
+    registry.promote(record)
+    aliases = registry.root / "aliases.json"
+    aliases.write_text(aliases.read_text().replace("0.9", "0.1"))
+    assert registry.production() == record
+    where = f"registry_dir={registry.root}"
+    assert main(["verify", where]) == 1 and "promote the model again" in capsys.readouterr().out
+    assert main(["promote", "production", where]) == 0 and main(["verify", where]) == 0
+    log = registry.root / "registry.jsonl"
+    log.write_text(log.read_text().replace('"accuracy": 0.9', '"accuracy": 0.2', 1))
+    assert registry.edited_lines() == [1] and registry.production() == record  # by the other lines
+    capsys.readouterr()
+    assert main(["verify", where]) == 1 and "line 1 is not as it was written" in capsys.readouterr().out
+
+
+def test_a_registry_of_an_older_version_still_works(
+    registry: FolderRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its log has neither hashes nor checks, and its records fewer fields."""
+    one, two = (put_in_registry(registry.root, make_model(tmp_path / f"m{i}", seed=i)) for i in range(2))
+    registry.promote(one)
+    registry.promote(two)
+    as_then = ("sha256", "training_data_fingerprint", "accuracy", "test_data_fingerprint", "num_images")
+    lines = []
+    for event in registry.events():
+        event.pop("files", None)
+        lines.append(json.dumps({**event, "record": {k: event["record"][k] for k in as_then}}) + "\n")
+    (registry.root / "registry.jsonl").write_text("".join(lines))
+    aliases = json.loads((registry.root / "aliases.json").read_text())
+    (registry.root / "aliases.json").write_text(
+        json.dumps({name: {k: record[k] for k in as_then} for name, record in aliases.items()})
+    )
+    where = f"registry_dir={registry.root}"
+    assert registry.aliases() == {"production": two, "previous": one}
+    assert main(["verify", where]) == 0
+    assert capsys.readouterr().out.count("sound; registered by an older version") == 2
+    assert main(["rollback", where]) == 0 and registry.production() == one
+    assert production_dir(registry.root) == registry.model_dir(one.sha256)
+    put_in_registry(registry.root, tmp_path / "m0")  # deployed again: covered from here on
+    assert set(registry.hashes()) == {one.sha256}
+
+
+def test_the_list_shows_what_is_there(
+    registry: FolderRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, three = (put_in_registry(registry.root, make_model(tmp_path / f"m{i}", seed=i)) for i in range(3))
+    registry.promote(one)
+    registry.promote(two)
+    shutil.rmtree(registry.model_dir(one.sha256))
+    log = registry.root / "registry.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if three.sha256 not in line))
+    assert main(["list", f"registry_dir={registry.root}"]) == 0
+    listed = {line[:12]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(listed) == {r.sha256[:12] for r in (one, two, three)}
+    assert listed[one.sha256[:12]].endswith("previous (missing)")
+    assert "not in the log" in listed[three.sha256[:12]] and listed[two.sha256[:12]].endswith("production")
 
 
 def test_a_torn_line_of_the_log_is_left_out_and_the_next_one_whole(registry: FolderRegistry) -> None:

@@ -215,11 +215,14 @@ def test_a_client_that_leaves_in_the_middle_is_not_our_failure(
 
 def test_back_pressure_and_the_key(tmp_path: Path, model_dir: Path) -> None:
     large = to_bytes(picture("red", 1, size=(2500, 2500)), "PNG")  # about a tenth of a second to decode
-    with running_service(tmp_path, model_dir, "serve.queue=0", "serve.workers=1", "serve.key=geheim") as started:
-        assert post(started.url, JPEG).status == 401
+    with running_service(tmp_path, model_dir, "serve.queue=0", "serve.workers=1", key="geheim") as started:
+        refused = post(started.url, JPEG)
+        assert refused.status == 401 and refused.headers["www-authenticate"].startswith("Bearer")
         assert post(started.url, JPEG, **{"X-API-Key": "nein"}).status == 401
         assert request(started.url, "GET", "/metrics").status == 401
         assert post(started.url, JPEG, Authorization="Bearer geheim").status == 200
+        assert post(started.url, JPEG, Authorization="bEARER  geheim").status == 200
+        assert post(started.url, JPEG, Authorization="Basic geheim").status == 401
         assert request(started.url, "GET", "/readyz").status == 200
         head = b"POST /score HTTP/1.1\r\nHost: x\r\nX-API-Key: geheim\r\nContent-Length: %d\r\n\r\n" % len(large)
         with contextlib.ExitStack() as stack:

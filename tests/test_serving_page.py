@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("page")
-    with running_service(root / "registry", make_model(root / "model"), "serve.key=geheim") as started:
+    with running_service(root / "registry", make_model(root / "model"), key="geheim") as started:
         yield started
 
 

@@ -275,3 +275,13 @@ def test_it_leaves_when_its_registry_is_deleted(tmp_path: Path) -> None:
         while started.process.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not started.process.alive()
+
+
+def test_elsewhere_than_on_linux_the_background_service_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.Process, "of", classmethod(lambda _cls, _pid: None))  # as where there is no /proc
+    settings = Settings.of(load_config([]), registry_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"needs Linux .* deploy\.start=false"):
+        service.ensure_started(settings)
+    assert list(tmp_path.iterdir()) == []

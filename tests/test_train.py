@@ -15,7 +15,8 @@ from train_kit import QUIET, make_data, train
 from objrec.config.errors import UserError
 from objrec.config.load import config_dir, load_config
 from objrec.images.folders import fingerprint
-from objrec.models.card import ModelCard, file_sha256
+from objrec.images.raw import read_hashes
+from objrec.models.card import TRAINED_ON, ModelCard, file_sha256
 from objrec.pipeline.step import restrict
 from objrec.serving.predictor import Predictor
 from objrec.steps.train import STEP
@@ -41,15 +42,18 @@ def test_it_learns_and_the_folder_says_how(model_dir: Path, data: Path) -> None:
     assert card.metrics["val/acc"] >= 0.9
     assert card.class_names == ["blue", "red"] and card.input_size == 32
     assert card.training_data_fingerprint == fingerprint(data / "train")
-    assert card.files == {n: file_sha256(model_dir / n) for n in ("model.safetensors", "model.onnx")}
+    assert card.files == {n: file_sha256(model_dir / n) for n in ("model.safetensors", "model.onnx", TRAINED_ON)}
     assert card.temperature > 0 and card.unknown is not None
     assert sorted(p.name for p in model_dir.iterdir()) == [
         "config.yaml",
         "model.json",
         "model.onnx",
         "model.safetensors",
+        "trained_on.txt.gz",
         "training",
     ]
+    trained_on = {file_sha256(path)[:16] for path in (data / "train").rglob("*.png")}
+    assert read_hashes(model_dir / TRAINED_ON) == trained_on and card.crops_fingerprint == fingerprint(data / "train")
     assert not list(model_dir.rglob("*.ckpt")) and not list(model_dir.rglob("*.pt*"))
 
 

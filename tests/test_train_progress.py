@@ -131,7 +131,8 @@ def test_every_logger_is_told_metrics_and_settings(
         pytest.importorskip(name)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    words = ["debug=fast_dev_run", f"logger={name}", f"runs_dir={tmp_path / 'runs'}", "serve.key=hush"]
+    words = ["debug=fast_dev_run", f"logger={name}", f"runs_dir={tmp_path / 'runs'}"]
+    monkeypatch.setenv("OBJREC_SERVE_KEY", "hush")
     train(data, tmp_path / "model", *words)
     CHECKS[name](tmp_path)
 

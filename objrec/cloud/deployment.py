@@ -5,25 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from objrec.cloud.endpoint import Endpoint, SmokePicture, post
 from objrec.cloud.environments import ROOT, ensure_environment
-from objrec.cloud.registry import AzureRegistry, tags_of
+from objrec.cloud.registry import AzureRegistry, model_folder, tags_of
 from objrec.cloud.snapshot import snapshot_files, stage
 from objrec.cloud.workspace import connect, read_workspace
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.images.decode import ImageError
 from objrec.models.card import ModelCard
-from objrec.registry.gate import Decision, decide, p_better
+from objrec.registry.comparison import Comparison
+from objrec.registry.gate import Decision, Rules, decide, warn_if_trivial
 from objrec.registry.records import Record
 
 
-def deploy(config: Config, record: Record, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def deploy(
+    config: Config, record: Record, inputs: Mapping[str, Path], rules: Rules, labels: Sequence[str]
+) -> dict[str, Any]:
     """Deploy when the gate says so; returns the content of ``endpoint_file``.
+
+    Args:
+        labels: the class of each test image.
 
     Raises:
         UserError: the new deployment failed; then what served before goes on serving.
@@ -33,19 +39,12 @@ def deploy(config: Config, record: Record, inputs: Mapping[str, Path]) -> dict[s
     registry = AzureRegistry(client, config.azure.model_name, name)
     endpoint = Endpoint(client, name, send=post, seconds=config.azure.endpoint.request_timeout_ms / 1000)
     with tempfile.TemporaryDirectory() as scratch:
-        trial = _Trial(registry, inputs, config.images.max_pixels, Path(scratch))
-        decision = decide(
-            record,
-            registry,
-            remeasure=trial.remeasure,
-            min_improvement=config.deploy.min_improvement,
-            p_value=trial.p_value if config.deploy.require_significance else None,
-            significance_level=config.deploy.significance_level,
-        )
+        comparison = _comparison(registry, record, inputs, config.images.max_pixels, Path(scratch))
+        decision = decide(record, registry, compare=comparison, rules=rules)
+    decision = warn_if_trivial(decision, record.accuracy or 0.0, labels)
     card = ModelCard.load(inputs["model_dir"])
     version = registry.register(inputs["model_dir"], record, {"git_commit": card.git_commit or "unknown"})
     before = registry.serving()
-    print(f"decision    {decision.reason}", flush=True)
     if decision.deploy:
         _release(config, client, endpoint, record, version, inputs)
     serving = registry.serving()
@@ -170,27 +169,23 @@ def _content(endpoint: Endpoint, decision: Decision, serving: Any, before: Any) 
     }
 
 
-class _Trial:
-    """Measurements that a decision may need, made when they are asked for."""
+def _comparison(
+    registry: AzureRegistry, record: Record, inputs: Mapping[str, Path], max_pixels: int, scratch: Path
+) -> Comparison:
+    from objrec.serving.probe import right
+    from objrec.serving.smoke import pictures_in_turns
 
-    def __init__(self, registry: AzureRegistry, inputs: Mapping[str, Path], max_pixels: int, scratch: Path) -> None:
-        self._registry, self._inputs, self._max_pixels, self._scratch = registry, inputs, max_pixels, scratch
-        self._downloaded: dict[str, Path] = {}
+    test_dir = inputs["test_dir"]
 
-    def _right(self, model_dir: Path) -> list[bool]:
-        from objrec.serving.probe import right
+    def place_of(current: Record) -> Path:
+        folder = scratch / current.sha256[:12]
+        return model_folder(folder) if folder.exists() else registry.download(current.sha256, folder)
 
-        return right(model_dir, self._inputs["test_dir"], max_pixels=self._max_pixels)
-
-    def _in_production(self, current: Record) -> Path:
-        if current.sha256 not in self._downloaded:
-            folder = self._scratch / current.sha256[:12]
-            self._downloaded[current.sha256] = self._registry.download(current.sha256, folder)
-        return self._downloaded[current.sha256]
-
-    def remeasure(self, current: Record) -> Record:
-        right = self._right(self._in_production(current))
-        return current.model_copy(update={"accuracy": sum(right) / len(right), "num_images": len(right)})
-
-    def p_value(self, _: Record, current: Record) -> float:
-        return p_better(self._right(self._inputs["model_dir"]), self._right(self._in_production(current)))
+    return Comparison(
+        candidate=record,
+        candidate_dir=inputs["model_dir"],
+        test_dir=test_dir,
+        files=lambda: pictures_in_turns(test_dir),
+        place_of=place_of,
+        right=lambda model_dir: right(model_dir, test_dir, max_pixels=max_pixels),
+    )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from objrec.cloud.workspace import explained
 from objrec.config.errors import UserError
+from objrec.models.card import ModelCard, file_sha256
+from objrec.registry.gate import Unusable
 from objrec.registry.records import Record
 
+CONTENT = "content_sha256"  # a tag: hash over all files of the model folder
 NUMBERS = {"accuracy": float, "num_images": int}
 
 
@@ -52,9 +56,8 @@ class AzureRegistry:
             for known in self._versions():
                 if (known.tags or {}).get("sha256") == record.sha256 and known.path:
                     return str(known.version)
-            model = Model(
-                name=self.model_name, path=str(model_dir), type="custom_model", tags={**tags_of(record), **tags}
-            )
+            tags = {**tags_of(record), **tags, CONTENT: content_of(model_dir)}
+            model = Model(name=self.model_name, path=str(model_dir), type="custom_model", tags=tags)
             made = self.client.models.create_or_update(model)
             found = self.client.models.get(self.model_name, made.version)
         if not found.path:
@@ -62,16 +65,22 @@ class AzureRegistry:
         return str(found.version)
 
     def download(self, sha256: str, folder: Path) -> Path:
-        """Download the model with these weights and return its folder. Raises UserError when it is not there."""
+        """Download the model with these weights and return its folder.
+
+        Raises:
+            Unusable: it is not there, or is not what was registered.
+            UserError: the workspace did not answer.
+        """
         with explained(f"download the model {sha256[:12]}"):
-            version = next((m.version for m in self._versions() if (m.tags or {}).get("sha256") == sha256), None)
-            if version is None:
-                raise UserError(f"{self.model_name} has no version with the model {sha256[:12]} that serves")
-            self.client.models.download(self.model_name, version, download_path=str(folder))
-        found = sorted(folder.rglob("model.json"), key=lambda p: len(p.parts))
-        if not found:
-            raise UserError(f"{self.model_name}:{version} holds no model folder")
-        return found[0].parent
+            found = next((m for m in self._versions() if (m.tags or {}).get("sha256") == sha256), None)
+            if found is None:
+                raise Unusable(f"{self.model_name} has no version with the model {sha256[:12]} that serves")
+            self.client.models.download(self.model_name, found.version, download_path=str(folder))
+        place = model_folder(folder)
+        expected = (found.tags or {}).get(CONTENT)  # older versions wrote none
+        if expected is not None and content_of(place) != expected:
+            raise Unusable(f"{self.model_name}:{found.version} is damaged: its files are not those registered")
+        return place
 
     def _versions(self) -> list[Any]:
         from azure.core.exceptions import ResourceNotFoundError
@@ -80,6 +89,28 @@ class AzureRegistry:
             return list(self.client.models.list(self.model_name))
         except ResourceNotFoundError:
             return []
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the model folder in what was downloaded. Raises Unusable when there is none."""
+    found = sorted(folder.rglob("model.json"), key=lambda p: len(p.parts))
+    if not found:
+        raise Unusable(f"{folder.name}: what is registered in the workspace holds no model folder")
+    return found[0].parent
+
+
+def content_of(model_dir: Path) -> str:
+    """Return a hash over all files of a model folder that prediction and the gate read, ``model.json`` among them.
+
+    Raises:
+        Unusable: a file is missing, or ``model.json`` is damaged.
+    """
+    try:
+        names = {*ModelCard.load(model_dir).files, "model.json"}
+        lines = [f"{name} {file_sha256(model_dir / name)}\n" for name in sorted(names)]
+    except (UserError, OSError) as error:
+        raise Unusable(str(error)) from None
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def tags_of(record: Record) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
+from objrec.config.environment import mark_secret
 from objrec.config.errors import UserError
 
 PREFIX = "vault:"
@@ -30,6 +31,7 @@ def read_secrets() -> None:
     for variable, value in list(os.environ.items()):
         if value.startswith(PREFIX):
             os.environ[variable] = _read(variable, value.removeprefix(PREFIX))
+            mark_secret(variable)  # what we start ourselves does not get it
 
 
 def _read(variable: str, place: str) -> str:

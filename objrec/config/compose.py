@@ -16,6 +16,7 @@ PATH_KEYS = {
     "backbone.weights",
     "evaluate.compare",
     "evaluate.unknown_dir",
+    "serve.key_file",
 }
 
 

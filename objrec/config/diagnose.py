@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from objrec.config.compose import compose_data, config_dir
-from objrec.config.errors import did_you_mean
+from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
 
 OPEN_NODES = ("callbacks", "logger")  # `+callbacks.mine={_target_: ...}` may add a node here
+NO_KEY = (
+    "a secret on a command line is seen by every user of the machine, and one in a settings file is saved with the "
+    "run: set OBJREC_SERVE_KEY in the environment, or serve.key_file=PATH of a file with a key a line"
+)
 FILE_NODES = ("optimizer", "scheduler", "source")  # what keys they have, their file says
 
 
@@ -68,10 +73,18 @@ def _faults(data: dict[str, Any]) -> list[str]:
     return []
 
 
+def refuse_secrets(overrides: Sequence[str]) -> None:
+    """Raise UserError for a key of the endpoint among the overrides, before anything can repeat it."""
+    if any(re.match(r"\W*serve\W+key\W*[=:]", o) for o in overrides):
+        raise UserError(f"serve.key: {NO_KEY}")
+
+
 def explain(error: Any) -> Iterator[str]:
     """Turn one pydantic complaint into ``key: what is wrong``."""
     where = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("int", "literal", "list[")))
-    if error["type"] == "extra_forbidden":
+    if where == "serve.key":
+        yield f"{where}: {NO_KEY}"
+    elif error["type"] == "extra_forbidden":
         yield f"{where}: unknown key.{did_you_mean(where, flatten_keys(Config))}"
     elif error["type"] == "missing":
         yield f"{where}: has no value"

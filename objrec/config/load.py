@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from objrec.config.cli import unknown_flag
 from objrec.config.compose import compose_data, config_dir, expand_sources, quote_path, register_resolvers
-from objrec.config.diagnose import check_nodes, diagnose, explain, illegal_additions
+from objrec.config.diagnose import check_nodes, diagnose, explain, illegal_additions, refuse_secrets
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
 
@@ -26,6 +26,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: with every unknown key, unknown group option, wrong type, out-of-range value and contradiction.
     """
+    refuse_secrets(overrides)
     overrides = expand_sources([quote_path(o) for o in overrides])
     try:
         data = compose_data(overrides)
@@ -129,14 +130,12 @@ def validate(data: dict[str, Any]) -> tuple[Config | None, list[str]]:
 
 
 def dump(config: BaseModel, *, keyed_only: bool = False) -> dict[str, Any]:
-    """Return plain data of ``config`` with secrets masked; with ``keyed_only`` without what no cache key may hold."""
+    """Return plain data of ``config``; with ``keyed_only`` without what no cache key may hold."""
     data: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         marks = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         if keyed_only and marks.get("keyed") is False:
             continue
         value = getattr(config, name)
-        if marks.get("secret") and value is not None:
-            value = "***"
         data[field.alias or name] = dump(value, keyed_only=keyed_only) if isinstance(value, BaseModel) else value
     return {**data, **(config.model_extra or {})}

@@ -1,7 +1,7 @@
 """Types, ranges and cross-field rules of the configuration. Default values are in ``configs/`` and nowhere else.
 
-Two marks on a field say what a cache key and a saved file may hold: ``UNKEYED`` (paths, presentation, limits of time:
-they do not change what a step produces) and ``SECRET`` (never written anywhere, never in a key).
+A mark on a field says what a cache key may hold: ``UNKEYED`` is for paths, presentation and limits of time, which do
+not change what a step produces. No setting is a secret: those come from the environment or from files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 UNKEYED = Field(json_schema_extra={"keyed": False})
-SECRET = Field(json_schema_extra={"keyed": False, "secret": True})
 
 
 def _no_bool(value: Any) -> Any:
@@ -253,6 +252,8 @@ class Deploy(Section):
     min_improvement: Annotated[Float, Field(ge=0, le=1)]
     require_significance: bool
     significance_level: Annotated[Float, Field(gt=0, lt=1)]
+    min_accuracy: Share | None
+    max_accuracy_drop: Share | None
     keep: Annotated[Int, Field(ge=0)]
 
 
@@ -260,7 +261,7 @@ class Serve(Section):
     action: Literal["run", "start", "stop", "status"]
     host: str
     port: Annotated[Int, Field(ge=0, le=65535)]
-    key: Annotated[str | None, SECRET]
+    key_file: Path
     runtime: Literal["auto", "onnxruntime", "openvino", "torch"]
     precision: Literal["auto", "fp32", "bf16", "int8"]
     max_accuracy_drop: Share

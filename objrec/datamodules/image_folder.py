@@ -23,6 +23,7 @@ from objrec.datamodules.augmentation import BatchAugmentation
 from objrec.datamodules.crops import RandomResizedCrop
 from objrec.datamodules.listing import Listing, list_classes, list_pictures
 from objrec.datamodules.loading import Batch, Files, PictureBatches, Source, available_cores, make_loader
+from objrec.datamodules.origin import Origin, find_origin
 from objrec.datamodules.sampling import BatchSampler, Draw, InOrder, stratified_share
 from objrec.datamodules.store import open_store, store_key
 from objrec.images.geometry import Preprocessing
@@ -95,6 +96,11 @@ class ImageFolderDataModule(L.LightningDataModule):
     def fingerprint(self) -> str:
         """The content fingerprint of ``train_dir``, all of it; see ``objrec.images.folders.fingerprint``."""
         return self._whole.fingerprint
+
+    @property
+    def origin(self) -> Origin:
+        """The raw images behind ``train_dir``, and which of them are trained on."""
+        return find_origin(self._whole, self._chosen.tolist())
 
     @cached_property
     def class_counts(self) -> npt.NDArray[np.int64]:

@@ -55,9 +55,13 @@ class Listing:
         hashed whose size or time differs from what is remembered.
         """
         return self._written or combine_fingerprint(
-            (self.classes[target], digest.tobytes().hex())
-            for target, digest in zip(self.targets, self._digests, strict=True)
+            (self.classes[target], digest) for target, digest in zip(self.targets, self.sha256, strict=True)
         )
+
+    @property
+    def sha256(self) -> list[str]:
+        """The sha256 of every file, as 64 hex digits."""
+        return [digest.tobytes().hex() for digest in self._digests]
 
     @cached_property
     def identity(self) -> str:

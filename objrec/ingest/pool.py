@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
+from objrec.config.environment import child_environment
 from objrec.images.decode import ImageError
 from objrec.ingest.examine import Picture
 from objrec.ingest.examiner import Setup
@@ -175,7 +176,7 @@ class ExaminerPool:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *COMMAND,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE,
-                env={**os.environ, PARENT: str(os.getpid())},
+                env=child_environment(**{PARENT: str(os.getpid())}),
             )  # fmt: skip
         except OSError as error:
             self._running -= 1

@@ -14,6 +14,7 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.images.geometry import FILTERS, Preprocessing
 
 FORMAT_VERSION = 1
+TRAINED_ON: Final = "trained_on.txt.gz"  # short hashes of the raw images that were trained on
 FILES: Final = ("model.safetensors", "model.onnx")
 CURE: Final = "copy the model folder again, or train again"
 
@@ -29,11 +30,11 @@ class ModelCard(BaseModel):
         backbone: arguments of the backbone factory, ``name`` among them.
         class_names: in the order of the model's outputs.
         input_size: pixels of the square input; ``mean``, ``std`` and ``interpolation`` as in ``Preprocessing``.
-        training_data_fingerprint: of the content of ``train_dir``.
+        training_data_fingerprint: of the raw images behind ``train_dir``, as in ``Record``; so are the next three.
         metrics: of the exported (best) checkpoint on validation data, and its epoch.
         unknown: the rule that tells pictures of none of the classes; see ``objrec.evaluation.unknown``.
         temperature: probabilities are softmax(logits / temperature).
-        files: sha256 of ``model.safetensors`` and ``model.onnx``.
+        files: sha256 of ``model.safetensors``, ``model.onnx`` and ``trained_on.txt.gz``.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
@@ -46,6 +47,9 @@ class ModelCard(BaseModel):
     std: list[Positive] = Field(min_length=3, max_length=3)
     interpolation: str
     training_data_fingerprint: str
+    split_fingerprint: str | None = None
+    crops_fingerprint: str | None = None
+    preprocessing_digest: str | None = None
     metrics: dict[str, float]
     temperature: Positive = 1.0
     unknown: dict[str, Any] | None = None

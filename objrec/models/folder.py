@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import warnings
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from objrec.config.environment import child_environment
+from objrec.images.raw import write_hashes
 from objrec.models.backbones import build_backbone
-from objrec.models.card import ModelCard, file_sha256
+from objrec.models.card import TRAINED_ON, ModelCard, file_sha256
 
 TOLERANCE = 1e-3  # of logits, ONNX Runtime against torch, both float32 on a CPU
 LIBRARIES = ("torch", "torchvision", "timm", "lightning", "onnxruntime", "objrec")
@@ -27,14 +30,16 @@ def save_model_folder(
     *,
     images: Tensor,
     config: dict[str, Any],
+    trained_on: Iterable[str] = (),
     **card: Any,
 ) -> ModelCard:
-    """Write ``model.safetensors``, ``model.onnx`` (checked), ``model.json`` and ``config.yaml``.
+    """Write ``model.safetensors``, ``model.onnx`` (checked), ``trained_on.txt.gz``, ``model.json`` and ``config.yaml``.
 
     Args:
         model: trained, float32 on the CPU, in evaluation mode.
         images: float (N, 3, size, size) validation pictures, normalised: the ONNX model must agree on them.
-        config: resolved, secrets masked.
+        config: resolved.
+        trained_on: short hashes of the raw images of the training, see ``objrec.images.raw``.
         card: the remaining fields of ``ModelCard``.
 
     Raises:
@@ -46,7 +51,8 @@ def save_model_folder(
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     export_onnx(model, folder / "model.onnx", images)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
-    names = ("model.safetensors", "model.onnx")
+    write_hashes(folder / TRAINED_ON, trained_on)
+    names = ("model.safetensors", "model.onnx", TRAINED_ON)
     result = ModelCard(
         git_commit=git_commit(),
         versions={name: v for name in LIBRARIES if (v := _version(name))},
@@ -97,7 +103,14 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor) -> None:
 def git_commit() -> str | None:
     """Return the commit of the current folder's checkout, or None outside one."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            env=child_environment(),
+        )
         return done.stdout.strip()
     return None
 

@@ -222,6 +222,7 @@ def _write_folder(
     expects = data.preprocessing
     as_trained = {**_as_read(config), **settled.nodes(config)}
     as_trained["train"] |= {"batch_size": settled.batch_size, "learning_rate": settled.learning_rate}
+    origin = data.origin
     images, logits, targets = _validation_outputs(model, data, config.train.limit_batches)
     save_model_folder(
         model_dir,
@@ -234,7 +235,11 @@ def _write_folder(
         mean=list(expects.mean),
         std=list(expects.std),
         interpolation=expects.interpolation,
-        training_data_fingerprint=data.fingerprint,
+        training_data_fingerprint=origin.data,
+        split_fingerprint=origin.split,
+        crops_fingerprint=data.fingerprint,
+        preprocessing_digest=origin.settings,
+        trained_on=origin.trained_on,
         metrics=metrics,
         **calibrate(logits, targets, lambda pixels: _logits(model, expects.normalize(pixels))),
     )

@@ -47,9 +47,14 @@ def run(overrides: list[str]) -> int:
         point_latest,
         run_pipeline,
     )
+    from objrec.serving.keys import read_keys
+    from objrec.serving.service import refuse_other_systems
     from objrec.steps import load_steps
 
     config = load_config(overrides)
+    if config.deploy.start and config.deploy.target == "local":  # said now, and not after the training
+        refuse_other_systems()
+        read_keys(config.serve.key_file)
     steps = load_steps()
     check_run(steps, config)
     run_dir = new_run_dir(config, "pipeline")

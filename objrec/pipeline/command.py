@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from objrec.cloud.secrets import read_secrets
 from objrec.cloud.tracking import show
 from objrec.config.cli import guard, overrides_of, wants_help
+from objrec.config.environment import drop_secrets
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
@@ -45,6 +46,7 @@ def run_step(step: Step, overrides: Sequence[str]) -> None:
         name, sign, value = override.partition("=")
         renamed.append(f"{aliases[name]}={value}" if sign and name in aliases else override)
     read_secrets()
+    drop_secrets(keep=step.secrets)
     execute(step, load_config(renamed))
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from objrec.config.environment import child_environment
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
 from objrec.pipeline import outputs as places
@@ -285,7 +286,8 @@ class _Runner:
         with ExitStack() as stack:
             log = stack.enter_context(log_path.open("wb"))
             receiver, sender = os.pipe()
-            env = {**os.environ, CHANNEL: str(sender), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1", ORDER: order}
+            more = {CHANNEL: str(sender), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1", ORDER: order}
+            env = child_environment(step.secrets, **more)
             try:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=(lock_fd, sender)

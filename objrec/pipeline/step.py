@@ -48,6 +48,7 @@ class Step:
         run: does the work; heavy imports belong inside it.
         reads: dotted config keys that it may read. The step gets nothing else, and its cache key covers just these.
         libraries: distributions whose version shapes the output.
+        secrets: environment variables with secrets that it reads; its process gets no other.
         compute: the kind of machine it wants in the cloud.
         cached: False for a step that acts on the world and must always run.
         resumes: True where a second try carries on from the first one's partial outputs.
@@ -61,6 +62,7 @@ class Step:
     outputs: tuple[Port, ...] = ()
     reads: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
     compute: Literal["cpu", "gpu"] = "cpu"
     cached: bool = True
     resumes: bool = False

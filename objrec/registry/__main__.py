@@ -55,16 +55,22 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _list(registry: FolderRegistry, config: Config, _: str) -> int:
+    """Show what is there: models that the log has lost and aliases of models that are gone are listed too."""
+    aliases, records, present = registry.aliases(), registry.records(), registry.models()
     names: dict[str, list[str]] = {}
-    for alias, record in registry.aliases().items():
-        names.setdefault(record.sha256, []).append(alias)
-    records = registry.records()
-    if not records:
+    for alias, record in aliases.items():
+        gone = "" if record.sha256 in present else " (missing)"
+        names.setdefault(record.sha256, []).append(alias + gone)
+    described = {**{r.sha256: r for r in aliases.values()}, **records}
+    every = [*(m for m in present if m not in records), *(m for m in described if m not in present), *records]
+    if not every:
         print(f"no models in {registry.root}")
-    for sha256, record in records.items():
-        accuracy = "  not measured" if record.accuracy is None else f"{record.accuracy:14.4f}"
-        data = record.training_data_fingerprint[:12]
-        print(f"{sha256[:12]}  accuracy{accuracy}  data {data}  {' '.join(names.get(sha256, []))}".rstrip())
+    for sha256 in every:
+        known = described.get(sha256)
+        measured = known is not None and known.accuracy is not None
+        accuracy = f"{known.accuracy:14.4f}" if known is not None and measured else "  not measured"
+        data = f"data {known.training_data_fingerprint[:12]}" if known is not None else "not in the log"
+        print(f"{sha256[:12]}  accuracy{accuracy}  {data}  {' '.join(names.get(sha256, []))}".rstrip())
     return 0
 
 
@@ -111,10 +117,14 @@ def _move(registry: FolderRegistry, record: Record, event: str) -> int:
 
 
 def _verify(registry: FolderRegistry, config: Config, _: str) -> int:
-    faults = registry.verify()
+    faults, hashes = registry.verify(), registry.hashes()
+    older = "sound; registered by an older version, which kept no hash of model.json: deploy it again to have one"
     for sha256, fault in faults.items():
-        print(f"{sha256[:12]}  {fault or 'sound'}")
-    return 1 if any(faults.values()) else 0
+        print(f"{sha256[:12]}  {fault or ('sound' if sha256 in hashes else older)}")
+    edited = registry.edited_lines()
+    for number in edited:
+        print(f"registry.jsonl  line {number} is not as it was written, and does not count: restore it from a copy")
+    return 1 if edited or any(faults.values()) else 0
 
 
 def _gc(registry: FolderRegistry, config: Config, _: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from objrec.config.errors import UserError
+from objrec.models.card import ModelCard
 
 
 class Record(BaseModel):
@@ -19,6 +20,11 @@ class Record(BaseModel):
         sha256: of ``model.safetensors``; the identity of the model, and what the endpoint calls ``model_version``.
         accuracy: share of right answers on the test set named by ``test_data_fingerprint``; None when never measured.
         num_images: size of that test set.
+        training_data_fingerprint: of the kept raw images, before they were split; of ``train_dir`` where nothing is
+            known of raw images, and in records of older versions.
+        split_fingerprint: of the raw images that ``train_dir`` holds; None in records of older versions.
+        crops_fingerprint: of the content of ``train_dir``.
+        preprocessing: a digest of the settings that made it from the raw images.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -28,6 +34,33 @@ class Record(BaseModel):
     accuracy: float | None = None
     test_data_fingerprint: str | None = None
     num_images: int | None = None
+    split_fingerprint: str | None = None
+    crops_fingerprint: str | None = None
+    preprocessing: str | None = None
+
+    @classmethod
+    def of(cls, card: ModelCard, accuracy: Accuracy) -> Self:
+        """Return the record of a model that was evaluated."""
+        return cls(
+            sha256=card.sha256,
+            training_data_fingerprint=card.training_data_fingerprint,
+            accuracy=accuracy.accuracy,
+            test_data_fingerprint=accuracy.test_data_fingerprint,
+            num_images=accuracy.num_images,
+            split_fingerprint=card.split_fingerprint,
+            crops_fingerprint=card.crops_fingerprint,
+            preprocessing=card.preprocessing_digest,
+        )
+
+    def has_the_data_of(self, other: Record) -> bool:
+        """Whether both were trained on the same data, however it was split, cropped and resized."""
+        if other.training_data_fingerprint == self.training_data_fingerprint:
+            return True
+        # older versions knew train_dir only, and called that the training data
+        return any(
+            old.split_fingerprint is None and old.training_data_fingerprint == new.crops_fingerprint
+            for old, new in ((self, other), (other, self))
+        )
 
 
 class Accuracy(BaseModel):

@@ -4,7 +4,7 @@
 
     registry_dir/
       models/<sha256>/    a model folder, named by its content, never changed
-      registry.jsonl      what happened, a line each, only ever appended to
+      registry.jsonl      what happened, a line each, only ever appended to; ``check`` in a line covers the line
       aliases.json        the model in ``production`` and the ``previous`` one: one file, so both move in one rename
       .deploying          taken by a deployment from its decision to its end
       .lock               taken by whoever changes anything; released by the kernel when its holder dies
@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from objrec.config.errors import UserError
-from objrec.models.card import CURE, ModelCard
+from objrec.models.card import CURE, ModelCard, file_sha256
 from objrec.pipeline.outputs import claim, files_in
 from objrec.registry.records import Record
 
@@ -49,7 +50,17 @@ class FolderRegistry:
         return self.aliases().get("production")
 
     def aliases(self) -> dict[str, Record]:
-        """Return ``production`` and ``previous``, as far as they are set. Raises UserError for a damaged file."""
+        """Return ``production`` and ``previous``, as far as they are set. Raises UserError for a damaged file.
+
+        The file says which models they are. What is known of a model, its accuracy above all, is the log's word; only a
+        model that the log has lost, or a log that cannot be read, leaves the file's.
+        """
+        known: dict[str, Record] = {}
+        with contextlib.suppress(OSError):
+            known = self.records()
+        return {name: known.get(record.sha256, record) for name, record in self._written_aliases().items()}
+
+    def _written_aliases(self) -> dict[str, Record]:
         path = self.root / "aliases.json"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -83,24 +94,39 @@ class FolderRegistry:
         raise UserError(f"no model {name or '(empty name)'} in {self.root}: see python -m objrec.registry list")
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the log, oldest first. A line that a crash tore is left out; ``model_of`` reads one defensively."""
+        """Return the log, oldest first. A line that a crash tore or somebody edited is left out.
+
+        What a line holds is read defensively, as by ``model_of``.
+        """
+        return [event for _, event in self._lines() if event is not None]
+
+    def edited_lines(self) -> list[int]:
+        """Return the numbers of the log's lines that differ from what was written."""
+        return [number for number, event in self._lines() if event is None]
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """Yield number and event of each line that holds one; None for an event that is not as it was written."""
         try:
             lines = (self.root / "registry.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
-            return []
-        events = []
-        for line in lines:
+            return
+        for number, line in enumerate(lines, 1):
             with contextlib.suppress(ValueError, RecursionError):  # the latter by a line of brackets
                 event = json.loads(line)
                 if isinstance(event, dict):
-                    events.append(event)
-        return events
+                    check = event.pop("check", None)  # lines of older versions have none
+                    yield number, event if check in (None, _check_of(event)) else None
 
     def records(self) -> dict[str, Record]:
-        """Return the newest record of every registered model, oldest registration first."""
+        """Return the newest record of every registered model, oldest registration first.
+
+        What was measured for one comparison only, on another test set, is not among them.
+        """
         found: dict[str, Record] = {}
         present = set(self.models())
         for event in self.events():
+            if event.get("event") == "measured":
+                continue
             with contextlib.suppress(ValueError):
                 record = Record.model_validate(event.get("record"))
                 if record.sha256 in present:
@@ -133,6 +159,7 @@ class FolderRegistry:
         """Append a line to the log. One write; after a torn line it starts a new one."""
         claim_registry(self.root)
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
+        entry["check"] = _check_of(entry)
         line = (json.dumps(entry, sort_keys=False) + "\n").encode()
         with (self.root / "registry.jsonl").open("ab+") as file:
             if size := file.seek(0, os.SEEK_END):
@@ -154,12 +181,24 @@ class FolderRegistry:
         card = ModelCard.load(model_dir)
         place = self.model_dir(card.sha256)
         with self.lock():
-            if place.is_dir() and _is_sound(place):
-                _check_same(ModelCard.load(place), card, place)
-            else:
+            sound = place.is_dir() and not self.fault(card.sha256)
+            if sound:
+                known = ModelCard.load(place)
+                _check_same(known, card, place)
+            if not sound or set(card.files) - set(known.files):  # an older version kept fewer files
                 self._copy(model_dir, card, place)
-            self.log("registered", record=record.model_dump())
+            files = {path.name: file_sha256(path) for path in sorted(place.iterdir())}
+            self.log("registered", record=record.model_dump(), files=files)
         return place
+
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Return the sha256 of every file of each registered model, by name; models of older versions have none."""
+        found = {}
+        for event in self.events():
+            sha256, files = model_of(event), event.get("files")
+            if event.get("event") == "registered" and sha256 is not None and isinstance(files, dict):
+                found[sha256] = files
+        return found
 
     def _copy(self, model_dir: Path, card: ModelCard, place: Path) -> None:
         models = self.root / "models"
@@ -209,8 +248,12 @@ class FolderRegistry:
 
     def check(self, sha256: str) -> None:
         """Raises UserError, with what to do, when a registered model is missing or damaged."""
-        if fault := _fault(self.model_dir(sha256)):
+        if fault := self.fault(sha256):
             raise UserError(f"{fault}: deploy the model again, or promote another one")
+
+    def fault(self, sha256: str) -> str:
+        """Return what is wrong with a registered model; an empty text for a sound one."""
+        return _fault(self.model_dir(sha256), self.hashes().get(sha256, {}))
 
     def _write_aliases(self, aliases: dict[str, Record]) -> None:
         text = json.dumps({name: record.model_dump() for name, record in aliases.items()}, indent=2) + "\n"
@@ -218,13 +261,21 @@ class FolderRegistry:
 
     def verify(self) -> dict[str, str]:
         """Return what is wrong with each registered model: an empty text for a sound one."""
-        found = {}
-        for sha256 in self.models():
-            found[sha256] = _fault(self.model_dir(sha256))
-        for alias, record in self.aliases().items():
+        hashes, records = self.hashes(), self.records()
+        found = {sha256: _fault(self.model_dir(sha256), hashes.get(sha256, {})) for sha256 in self.models()}
+        for alias, record in self._written_aliases().items():
             if record.sha256 not in found:
                 found[record.sha256] = f"the model in {alias} is missing"
+            elif not found[record.sha256] and not self._is_logged(record) and record.sha256 in records:
+                found[record.sha256] = (
+                    f"aliases.json says of the model in {alias} what registry.jsonl never said (accuracy "
+                    f"{record.accuracy}): the latter counts; promote the model again"
+                )
         return found
+
+    def _is_logged(self, record: Record) -> bool:
+        said = (event.get("record") for event in self.events() if model_of(event) == record.sha256)
+        return any(known == record.model_dump(include=set(known)) for known in said if isinstance(known, dict))
 
     def _newest_first(self) -> list[str]:
         """Return what was registered and is there; a model that the log does not know counts as newer than all others.
@@ -322,21 +373,33 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _fault(model_dir: Path) -> str:
+def _fault(model_dir: Path, hashes: Mapping[str, str]) -> str:
+    """Return what is wrong with a model folder, by its registered ``hashes``, or by ``model.json`` without them."""
     try:
         card = ModelCard.load(model_dir)
-        card.verify(model_dir)
+        unlisted = {name: sha256 for name, sha256 in card.files.items() if name not in hashes}
+        card.model_copy(update={"files": unlisted}).verify(model_dir)
     except UserError as error:
         return str(error)
+    for name, expected in hashes.items():
+        path = model_dir / name
+        try:
+            found = file_sha256(path) if path.is_file() else ""  # opening a pipe would wait for ever
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+        if found != expected:
+            return f"{path} is damaged: it is not the file that was registered" if found else f"{path} is missing"
     return "" if card.sha256 == model_dir.name else f"{model_dir} holds another model: {card.sha256}"
 
 
-def _is_sound(model_dir: Path) -> bool:
-    return not _fault(model_dir)
+def _check_of(event: Mapping[str, Any]) -> str:
+    """Return a short hash over all that a line of the log says."""
+    content = json.dumps({k: v for k, v in event.items() if k != "check"}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _check_same(known: ModelCard, new: ModelCard, place: Path) -> None:
-    meaning = ("class_names", "input_size", "mean", "std", "interpolation", "temperature", "training_data_fingerprint")
+    meaning = ("class_names", "input_size", "mean", "std", "interpolation", "temperature")
     differing = [name for name in meaning if getattr(known, name) != getattr(new, name)]
     if differing:
         raise UserError(

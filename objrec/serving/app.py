@@ -23,12 +23,13 @@ import objrec
 from objrec.config.errors import UserError
 from objrec.serving import service
 from objrec.serving.handler import Answer, RequestError
+from objrec.serving.keys import check_key
 from objrec.serving.live import LiveModels, Loaded
 from objrec.serving.metrics import Metrics
 from objrec.serving.middleware import Observed
 from objrec.serving.runtimes import callers
 from objrec.serving.scheduler import Scheduler
-from objrec.serving.scoring import add_score_route, check_key
+from objrec.serving.scoring import add_score_route
 from objrec.serving.settings import Settings
 from objrec.serving.wire import PROBLEMS, Version
 
@@ -111,7 +112,7 @@ def create_app(state: State) -> FastAPI:
 
     @app.get("/metrics", summary="For Prometheus", response_class=Response, responses={401: PROBLEMS[401]})
     async def metrics(request: Request) -> Response:
-        check_key(state.settings.key, dict(request.scope["headers"]))
+        check_key(state.settings.keys, dict(request.scope["headers"]))
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -169,7 +170,7 @@ def _version(state: State) -> Version:
         "problem": state.models.problem,
         "objrec": objrec.__version__,
         "instance": state.instance,
-        "key_required": state.settings.key is not None,
+        "key_required": bool(state.settings.keys),
     }  # fmt: skip
     if loaded is None:
         empty = dict.fromkeys(("model_version", "accuracy", "accuracy_drop", "input_size", "runtime", "precision"))

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)  # over a pipe, because the key must not be seen in a list of processes
+    asked = json.load(sys.stdin)  # over a pipe, because keys must not be seen in a list of processes
     child = os.fork()  # before any thread is born; the child is nobody's child when this process ends
     if child:
         print(child, flush=True)

@@ -118,8 +118,8 @@ class LiveModels:
         if sha256 in self._warm:
             self._warm.move_to_end(sha256)
             return self._warm[sha256]
-        folder = self._registry.model_dir(sha256)
-        loaded = self._load(folder, self._registry.records().get(sha256))
+        self._registry.check(sha256)  # every file, against what was registered
+        loaded = self._load(self._registry.model_dir(sha256), self._registry.records().get(sha256))
         self._warm[sha256] = loaded
         while len(self._warm) > KEPT:
             oldest = next(s for s in self._warm if self.current is None or s != self.current.version)
@@ -169,6 +169,7 @@ class LiveModels:
             threads=1 if workers > 1 else 0,
             workers=workers,
             max_pixels=settings.max_pixels,
+            verify=settings.model_dir is not None,  # the registry has checked its own
         )
         if predictor.session.batched:
             batcher = Batcher(predictor.session, max_batch=settings.max_batch, observe=self.metrics.batches.observe)

@@ -44,6 +44,8 @@ class Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if status == 401:
+                    message["headers"].append((b"www-authenticate", b'Bearer realm="objrec"'))
                 if self.state.draining or status in (408, 413):  # an unread body must not become the next request
                     message["headers"].append((b"connection", b"close"))
             await send(message)

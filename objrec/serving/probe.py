@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 from objrec.registry.store import write_atomically
@@ -39,7 +40,7 @@ def ask(question: str, **arguments: Any) -> Any:
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
-        env={**os.environ, "PYTHONPATH": paths},
+        env=child_environment(PYTHONPATH=paths),
         check=False,
     )
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from starlette.datastructures import QueryParams
 
 from objrec.serving import handler
 from objrec.serving.handler import Answer, RequestError, Upload
+from objrec.serving.keys import check_key
 from objrec.serving.wire import BODY, PROBLEMS, Asked, Score, Wishes
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ async def score_request(state: State, scope: Scope, receive: Receive, send: Send
 async def _score(state: State, scope: Scope, receive: Receive) -> Answer:
     settings = state.settings
     headers = dict(scope["headers"])
-    check_key(settings.key, headers)
+    check_key(settings.keys, headers)
     wishes = _wishes(scope["query_string"])
     loaded = state.serving()
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -114,15 +114,6 @@ def _work(
     )
     state.metrics.observe_stages(wait=began - arrived, decode=decoded - began, model=done - decoded)
     return answer, done - began
-
-
-def check_key(key: str | None, headers: Mapping[bytes, bytes]) -> None:
-    """Raises RequestError 401 where the endpoint has a key and ``headers``, by names in lower case, do not give it."""
-    if key is None:
-        return
-    given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-    if not hmac.compare_digest(given, key.encode()):
-        raise RequestError(401, "key", "this endpoint needs its key, in the header X-API-Key")
 
 
 def _wishes(query: bytes) -> Wishes:

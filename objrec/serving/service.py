@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,8 +219,22 @@ def start_lock(registry_dir: Path) -> Iterator[None]:
         yield
 
 
+def refuse_other_systems() -> None:
+    """Raise UserError where a process cannot be told from a later one of the same number: anywhere but on Linux."""
+    if Process.of(os.getpid()) is None or not hasattr(os, "pidfd_open"):
+        raise UserError(
+            "the background service needs Linux (its /proc and pidfd): set deploy.start=false, and serve in the "
+            "foreground with python -m objrec.serve"
+        )
+
+
 def ensure_started(settings: Settings) -> Service:
-    """Return the running service, starting one where there is none. Raises UserError when it does not become ready."""
+    """Return the running service, starting one where there is none.
+
+    Raises:
+        UserError: it does not become ready, or this system is not Linux.
+    """
+    refuse_other_systems()
     registry_dir = Path(settings.registry_dir)
     with start_lock(registry_dir):
         running = find(registry_dir)
@@ -253,7 +268,7 @@ def _start(settings: Settings, registry_dir: Path) -> Service:
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+            env=child_environment(PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))),
             check=False,
         )
     child = Process.of(int(launched.stdout)) if launched.stdout.strip().isdigit() else None

@@ -8,10 +8,11 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict
 
 from objrec.config.schema import Config
+from objrec.serving.keys import read_keys
 
 
 class Settings(BaseModel):
-    """The ``serve`` section and what surrounds it. ``key`` is a secret: it travels over a pipe, not a command line."""
+    """The ``serve`` section and what surrounds it. ``keys`` are secrets: they travel over a pipe."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,7 +21,7 @@ class Settings(BaseModel):
     max_pixels: int
     host: str
     port: int
-    key: str | None
+    keys: list[str]
     runtime: str
     precision: str
     workers: int | None
@@ -38,14 +39,16 @@ class Settings(BaseModel):
 
     @property
     def digest(self) -> str:
-        """A short hash that tells of a difference, and not of the key."""
+        """A short hash that tells of a difference, and not of the keys."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     @classmethod
     def of(cls, config: Config, *, registry_dir: str, model_dir: str | None = None) -> Self:
+        """Collect the settings. Raises UserError for keys that cannot be read."""
         serve: dict[str, Any] = {name: getattr(config.serve, name) for name in type(config.serve).model_fields}
         return cls(
             registry_dir=registry_dir,
+            keys=read_keys(config.serve.key_file),
             model_dir=model_dir,
             max_pixels=config.images.max_pixels,
             allow_private_addresses=config.ingest.allow_private_addresses,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from objrec.config.environment import AZURE, SERVE_KEY
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.models.card import ModelCard
 from objrec.pipeline.step import Port, make_step
-from objrec.registry.gate import Decision, decide, p_better
+from objrec.registry.comparison import Comparison
+from objrec.registry.gate import Decision, Rules, Standing, Unusable, decide, warn_if_trivial
 from objrec.registry.records import Accuracy, Record
 from objrec.registry.store import FolderRegistry, write_atomically
 from objrec.serving.service import Service
@@ -30,6 +33,7 @@ from objrec.serving.service import Service
         "registry_dir",
         "azure",
     ),
+    secrets=(SERVE_KEY, *AZURE),
     libraries=("onnxruntime",),
 )
 def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
@@ -41,17 +45,12 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
             f"{inputs['accuracy_file']} is of model {accuracy.model_sha256[:12]}, "
             f"{inputs['model_dir']} is {card.sha256[:12]}: run the evaluate step again"
         )
-    record = Record(
-        sha256=card.sha256,
-        training_data_fingerprint=card.training_data_fingerprint,
-        accuracy=accuracy.accuracy,
-        test_data_fingerprint=accuracy.test_data_fingerprint,
-        num_images=accuracy.num_images,
-    )
+    record = Record.of(card, accuracy)
     if config.deploy.target == "azure":
         from objrec.cloud.deployment import deploy
 
-        write_atomically(outputs["endpoint_file"], json.dumps(deploy(config, record, inputs), indent=2) + "\n")
+        content = deploy(config, record, inputs, rules_of(config), labels_of(inputs["test_dir"]))
+        write_atomically(outputs["endpoint_file"], json.dumps(content, indent=2) + "\n")
         return
     registry = FolderRegistry(Path(config.registry_dir).resolve())
     with registry.deploying():
@@ -61,16 +60,20 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
 def _decide_and_deploy(
     config: Config, registry: FolderRegistry, record: Record, inputs: Mapping[str, Path], endpoint_file: Path
 ) -> None:
-    _mend(registry, record, inputs["model_dir"])
-    trial = _Trial(registry, inputs["model_dir"], inputs["test_dir"], config.images.max_pixels)
-    decision = decide(
-        record,
-        registry,
-        remeasure=trial.remeasure(record),
-        min_improvement=config.deploy.min_improvement,
-        p_value=trial.p_value if config.deploy.require_significance else None,
-        significance_level=config.deploy.significance_level,
-    )
+    current = registry.production()
+    fault = registry.fault(current.sha256) if current is not None else ""
+    if current is not None and current.sha256 == record.sha256 and fault:
+        registry.add(inputs["model_dir"], record)  # it is this very model: its damaged copy is replaced
+        fault = ""
+    comparison = _comparison(config, registry, record, inputs)
+
+    def compare(production: Record) -> Standing:
+        if fault:
+            raise Unusable(f"{fault}; python -m objrec.registry verify shows what is sound")
+        return comparison(production)
+
+    decision = decide(record, registry, compare=compare, rules=rules_of(config))
+    decision = warn_if_trivial(decision, record.accuracy or 0.0, labels_of(inputs["test_dir"]))
     if decision.deploy:
         last, service = _deploy(config, registry, record, inputs)
     else:
@@ -78,15 +81,74 @@ def _decide_and_deploy(
     _write(endpoint_file, registry, decision, last, service)
 
 
-def _mend(registry: FolderRegistry, record: Record, model_dir: Path) -> None:
-    """Where the model in production is this very one and its copy is damaged, replace the copy."""
-    current = registry.production()
-    if current is None or current.sha256 != record.sha256:
-        return
+def rules_of(config: Config) -> Rules:
+    """Return what ``deploy.*`` demands of a candidate."""
+    deploy = config.deploy
+    return Rules(
+        min_improvement=deploy.min_improvement,
+        significance_level=deploy.significance_level if deploy.require_significance else None,
+        min_accuracy=deploy.min_accuracy,
+        max_accuracy_drop=deploy.max_accuracy_drop,
+    )
+
+
+def labels_of(test_dir: Path) -> list[str]:
+    """Return the class of each test image, of none where they cannot be listed."""
+    from objrec.images.folders import list_split
+
     try:
-        registry.check(record.sha256)
+        split = list_split(test_dir)
     except UserError:
-        registry.add(model_dir, record)
+        return []
+    return [split.classes[target] for _, target in split.files]
+
+
+def _comparison(config: Config, registry: FolderRegistry, record: Record, inputs: Mapping[str, Path]) -> Comparison:
+    """Return the comparison of the gate; each measurement starts a process, so none is made before it is asked for."""
+    test_dir = inputs["test_dir"].resolve()
+
+    def right(model_dir: Path) -> list[bool]:
+        from objrec.serving import probe
+
+        found: list[bool] = probe.ask(
+            "right", model_dir=model_dir, test_dir=test_dir, max_pixels=config.images.max_pixels
+        )
+        return found
+
+    def files() -> list[tuple[str, Path]]:
+        from objrec.serving.smoke import pictures_in_turns
+
+        return pictures_in_turns(test_dir)
+
+    return Comparison(
+        candidate=record,
+        candidate_dir=inputs["model_dir"].resolve(),
+        test_dir=test_dir,
+        files=files,
+        place_of=lambda current: registry.model_dir(current.sha256),
+        right=right,
+        memory=_Memory(registry),
+    )
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Measurements in the registry's log."""
+
+    registry: FolderRegistry
+
+    def recall(self, sha256: str, test_data: str) -> Record | None:
+        for event in reversed(self.registry.events()):
+            known = event.get("record") if event.get("event") == "measured" else None
+            if isinstance(known, dict) and (known.get("sha256"), known.get("test_data_fingerprint")) == (
+                sha256,
+                test_data,
+            ):
+                return Record.model_validate(known)
+        return None
+
+    def keep(self, record: Record) -> None:
+        self.registry.log("measured", record=record.model_dump())
 
 
 def _deploy(
@@ -117,7 +179,7 @@ def _stay(
     from objrec.serving import service
 
     registry.log("refused", record=record.model_dump(), reason=decision.reason)
-    settings = _settings(config, registry)
+    settings = _settings(config, registry) if registry.production() is not None else None
     running = service.find(registry.root)
     if running is None and settings is not None:
         running = service.ensure_started(settings)  # the URL that is printed answers
@@ -141,72 +203,26 @@ def _settings(config: Config, registry: FolderRegistry):  # type: ignore[no-unty
 def _write(
     path: Path, registry: FolderRegistry, decision: Decision, last: Record | None, service: Service | None
 ) -> None:
-    serving = registry.production()
-    assert serving is not None
+    serving = registry.production()  # None where the first model was refused
     content = {
         "url": service.url if service is not None else None,
         "deployed": decision.deploy,
         "decision": decision.reason,
         "rule": decision.rule,
-        "model_version": serving.sha256,
-        "accuracy": serving.accuracy,
+        "model_version": serving.sha256 if serving is not None else None,
+        "accuracy": serving.accuracy if serving is not None else None,
         "previous_version": last.sha256 if last is not None else None,
     }
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-class _Trial:
-    """Measurements that a decision may need; each starts a process, so none is made before it is asked for."""
-
-    def __init__(self, registry: FolderRegistry, model_dir: Path, test_dir: Path, max_pixels: int) -> None:
-        self._registry, self._model_dir, self._test_dir = registry, model_dir.resolve(), test_dir.resolve()
-        self._max_pixels = max_pixels
-
-    def right(self, model_dir: Path) -> list[bool]:
-        from objrec.serving import probe
-
-        found: list[bool] = probe.ask(
-            "right", model_dir=model_dir, test_dir=self._test_dir, max_pixels=self._max_pixels
-        )
-        return found
-
-    def remeasure(self, candidate: Record):  # type: ignore[no-untyped-def]
-        """Return a function that measures the model in production on the candidate's test set, and remembers it."""
-
-        def measure(current: Record) -> Record:
-            for event in reversed(self._registry.events()):
-                known = event.get("record")
-                if (
-                    event.get("event") == "measured"
-                    and isinstance(known, dict)
-                    and known.get("sha256") == current.sha256
-                    and known.get("test_data_fingerprint") == candidate.test_data_fingerprint
-                ):
-                    return Record.model_validate(known)
-            try:
-                right = self.right(self._registry.model_dir(current.sha256))
-            except UserError as error:
-                raise UserError(
-                    f"the model in production cannot be measured on the new test set: {error}; promote another one, or "
-                    f"delete {self._registry.root / 'aliases.json'} to deploy as if for the first time"
-                ) from None
-            record = current.model_copy(
-                update={
-                    "accuracy": sum(right) / len(right),
-                    "num_images": len(right),
-                    "test_data_fingerprint": candidate.test_data_fingerprint,
-                }
-            )
-            self._registry.log("measured", record=record.model_dump())
-            return record
-
-        return measure
-
-    def p_value(self, candidate: Record, current: Record) -> float:
-        return p_better(self.right(self._model_dir), self.right(self._registry.model_dir(current.sha256)))
+def _run_and_tell(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
+    STEP.run(config, inputs, outputs)
+    said = json.loads(outputs["endpoint_file"].read_text(encoding="utf-8"))
+    print(f"decision  {said['decision']}\nendpoint  {said['url'] or 'none'}", flush=True)
 
 
 if __name__ == "__main__":
     from objrec.pipeline.command import main
 
-    main(STEP)
+    main(replace(STEP, run=_run_and_tell))  # inside a pipeline, its summary says so

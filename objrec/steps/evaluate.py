@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from objrec.config.environment import AZURE
 from objrec.config.schema import Config
 from objrec.pipeline.step import Port, make_step
 
@@ -94,6 +95,7 @@ STEP = make_step(
     ),
     outputs=(Port(name="accuracy_file", kind="file"), Port(name="report_dir")),
     reads=("evaluate", "images.max_pixels", "compute.runtime", "compute.accelerator"),
+    secrets=AZURE,
     libraries=("numpy", "onnx", "onnxruntime", "pi-heif", "pillow", "simplejpeg", "cykooz-resizer"),
     compute="gpu",
 )(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from objrec.config.environment import AZURE, SEARCH
 from objrec.config.schema import Config
 from objrec.pipeline.step import Port, make_step
 
@@ -21,6 +22,7 @@ STEP = make_step(
     inputs=(Port(name="source_dir", optional=True, config="source.path"),),
     outputs=(Port(name="raw_data_dir"),),
     reads=("seed", "classes", "source", "ingest", "images", "cache_dir"),
+    secrets=(*SEARCH, *AZURE),
     libraries=("pillow", "pi-heif", "simplejpeg", "numpy"),
 )(run)
 

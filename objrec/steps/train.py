@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from objrec.config.environment import AZURE
 from objrec.config.schema import Config
 from objrec.pipeline.step import Port, make_step
 
@@ -61,6 +62,7 @@ STEP = make_step(
         "cache_dir",
         "seed",
     ),
+    secrets=AZURE,
     libraries=(
         "torch",
         "torchvision",

@@ -11,6 +11,7 @@ from typing import Any
 
 from objrec.cloud.environments import ROOT
 from objrec.cloud.snapshot import snapshot_files, stage
+from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
@@ -108,7 +109,9 @@ def new_folder(config: Config) -> Path:
 
 def _git_commit() -> str | None:
     try:
-        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True, env=child_environment()
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return told.stdout.strip()
