@@ -273,6 +273,9 @@ class Serve(Section):
     cors: list[str]
     allow_urls: bool
     max_bytes: Annotated[Int, Field(ge=1)]
+    max_head: Annotated[Int, Field(ge=1024)]
+    max_headers: Annotated[Int, Field(ge=10)]
+    max_target: Annotated[Int, Field(ge=64)]
     top_k: Annotated[Int, Field(ge=1)]
 
 

@@ -48,8 +48,10 @@ class Observed:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        # HEAD is answered as GET; the server's own scope still says HEAD, so that it leaves the body out
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self.app(scope, receive, observed)
+            await self.app(inner, receive, observed)
         except Exception:
             logger.exception("failed", extra={"fields": {"request_id": request_id}})
             if not status:

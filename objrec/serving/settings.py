@@ -34,6 +34,9 @@ class Settings(BaseModel):
     allow_private_addresses: bool
     contact: str | None
     max_bytes: int
+    max_head: int
+    max_headers: int
+    max_target: int
     top_k: int
 
     @property
