@@ -45,7 +45,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("registry")
-    limits = ("serve.timeout=30", "serve.max_bytes=1000000", "images.max_pixels=1000000", "serve.queue=200")
+    limits = ("serve.timeout=30", "serve.max_bytes=1000000", "serve.max_pixels=1000000", "serve.queue=200")
     with running_service(root, model_dir, *limits) as started:
         yield started
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LINGER_SECONDS, LINGER_BYTES = 5.0, 64_000_000
@@ -115,6 +116,8 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._read_body_of_upgrade(data[upgrade.args[0] :])
         cycle = self.cycle
+        if self._unread and not self._in_head and len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()  # until the application asks for more: it may be waiting for memory
         if cycle is None or not cycle.response_complete or self.timeout_keep_alive_task is not None:
             return
         # uvicorn takes any byte for the beginning of a request, and waits for ever

@@ -19,6 +19,7 @@ import uvicorn
 from objrec.config.errors import UserError
 from objrec.serving import logs
 from objrec.serving.app import State, create_app
+from objrec.serving.memory import return_large_blocks
 from objrec.serving.protocol import Limits, protocol
 from objrec.serving.settings import Settings
 
@@ -42,6 +43,7 @@ def run_in_foreground(settings: Settings) -> None:
 
 def serve(state: State, listener: socket.socket) -> None:
     """Serve until a signal ends it."""
+    return_large_blocks()
     settings = state.settings
     limits = Limits(
         seconds=settings.timeout, head=settings.max_head, headers=settings.max_headers, target=settings.max_target

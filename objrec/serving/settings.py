@@ -30,9 +30,11 @@ class Settings(BaseModel):
     grace: float
     drain: float
     cors: list[str]
+    root_path: str
     allow_urls: bool
     allow_private_addresses: bool
     contact: str | None
+    memory: int | None  # None: chosen by what is available
     max_bytes: int
     max_head: int
     max_headers: int
@@ -47,11 +49,11 @@ class Settings(BaseModel):
     @classmethod
     def of(cls, config: Config, *, registry_dir: str, model_dir: str | None = None) -> Self:
         serve: dict[str, Any] = {name: getattr(config.serve, name) for name in type(config.serve).model_fields}
+        memory = None if config.serve.memory == "auto" else config.serve.memory
         return cls(
             registry_dir=registry_dir,
             model_dir=model_dir,
-            max_pixels=config.images.max_pixels,
             allow_private_addresses=config.ingest.allow_private_addresses,
             contact=config.ingest.contact,
-            **{k: v for k, v in serve.items() if k in cls.model_fields},
+            **{k: v for k, v in serve.items() if k in cls.model_fields} | {"memory": memory},
         )
