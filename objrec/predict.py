@@ -267,10 +267,10 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result],
 
     def show(result: Result) -> None:
         best = result.predictions[0] if result.predictions else ("", "")
-        others = json.dumps({name: round(p, 4) for name, p in result.predictions[1:]}) if result.predictions else ""
+        rest = {name: round(p, 4) for name, p in result.predictions[1:]}
         label = "" if result.unknown else best[0]
         error = result.error or ("unknown" if result.unknown else "")
-        writer.writerow([cell(result.name), cell(label), best[1], others, cell(error)])
+        writer.writerow([cell(result.name), cell(label), best[1], json.dumps(rest) if rest else "", cell(error)])
         out.flush()
 
     return show

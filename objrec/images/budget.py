@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import threading
@@ -142,6 +141,8 @@ class Budget:
     @contextlib.asynccontextmanager
     async def taken(self, cost: int, *, timeout: float | None = None) -> AsyncIterator[None]:
         """As ``take``, for an event loop."""
+        import asyncio  # whose import takes longer than all else here
+
         granted = self._ask(cost)
         try:
             async with asyncio.timeout(timeout):
