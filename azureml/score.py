@@ -46,11 +46,15 @@ def _answer(request: Any) -> handler.Answer:
         if (request.content_length or 0) > limits["max_bytes"] * 4 // 3 + 65536:  # base64 and a form's frame
             raise handler.too_large(limits["max_bytes"])
         top_k = handler.check_top_k(request.args.get("top_k"))
-        upload = handler.read(request.get_data(cache=False), request.content_type, max_bytes=limits["max_bytes"])
-        logits = predictor.logits(handler.decode(upload, predictor)[None])
-        top_k = top_k or upload.top_k or limits["top_k"]
-        unknown = upload.unknown or request.args.get("unknown", "").lower() in ("1", "true", "yes", "on")
-        return handler.answer(logits, predictor, top_k=top_k, unknown=unknown)
+        unknown = request.args.get("unknown", "").lower() in ("1", "true", "yes", "on")
+        uploads = handler.read(request.get_data(cache=False), request.content_type, max_bytes=limits["max_bytes"])
+
+        def one(upload: handler.Upload) -> handler.Answer:
+            logits = predictor.logits(handler.decode(upload, predictor)[None])
+            k = top_k or upload.top_k or limits["top_k"]
+            return handler.answer(logits, predictor, top_k=k, unknown=unknown or upload.unknown)
+
+        return handler.answer_all(uploads, one)
     except handler.RequestError as error:
         return handler.Answer.of_error(error)
 

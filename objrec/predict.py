@@ -28,6 +28,7 @@ EXAMPLES = """
   python predict.py cat.jpg
   python predict.py photos/ 'more/*.png' https://example.org/dog.jpg --csv > labels.csv
   find . -name '*.jpg' | python predict.py -         names on stdin, or one picture:  python predict.py - < cat.jpg
+  find . -name '*.jpg' -print0 | python predict.py -0
   python predict.py cat.jpg --endpoint http://127.0.0.1:8000
 
 Exit status: 0 all labelled, 1 some were not (said on stderr), 2 nothing could be done.
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("pictures", nargs="*", metavar="IMAGE|FOLDER|GLOB|URL|-", help="what to label; - reads stdin")
+    p.add_argument("-0", "--null", action="store_true", help="names on stdin end with a zero byte: find -print0")
     p.add_argument("--image_url", "--image-url", action="append", default=[], metavar="URL", help="the same as URL")
     p.add_argument("--model", type=Path, metavar="DIR", help="a model folder; otherwise the model in production")
     p.add_argument("--endpoint", metavar="URL", help="ask this endpoint instead of a model here")
@@ -87,6 +89,8 @@ def _mend_streams() -> None:
 
 def _main(options: argparse.Namespace) -> int:
     names = [*options.pictures, *options.image_url]
+    if options.null and "-" not in names:
+        names.append("-")
     if not names:
         raise UserError("name a picture, a folder or a URL: python predict.py PICTURE (--help shows more)")
     if options.top_k is not None and options.top_k < 1:
@@ -101,7 +105,7 @@ def _main(options: argparse.Namespace) -> int:
     with _writing():
         show = _shower(options, sys.stdout)
     done = failed = 0
-    results = label(pictures_of(names, sys.stdin), classify, workers=workers)
+    results = label(pictures_of(names, sys.stdin, null=options.null), classify, workers=workers)
     with _progress() as step, contextlib.closing(results):
         for result in results:
             done += 1
@@ -164,6 +168,7 @@ def _label_one(picture: Picture, classify: Classify) -> Result:
 
 
 def _local(options: argparse.Namespace) -> tuple[Classify, int]:
+    from objrec.images.budget import Budget, available_memory
     from objrec.serving.predictor import Predictor, softmax
     from objrec.serving.runtimes import cores
 
@@ -181,8 +186,10 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     if options.unknown and predictor.card.unknown is None:
         raise UserError(f"--unknown: {model_dir} has no threshold for unknown pictures: train it again")
 
+    budget = Budget(available_memory() // 2)  # all cores on images of the largest size could take more than there is
+
     def classify(data: bytes) -> tuple[Ranked, str, bool]:
-        logits = predictor.logits(predictor.pixels(data)[None])
+        logits = predictor.logits(predictor.pixels(data, budget=budget)[None])
         ranked = predictor.ranked(softmax(logits, predictor.card.temperature)[0], top_k)
         return ranked, predictor.card.sha256, options.unknown and bool(predictor.is_unknown(logits)[0])
 
@@ -257,7 +264,9 @@ def as_json(result: Result) -> str:
 
 
 def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result], None]:
+    """Return what writes a row: names without control characters, and the other labels as a JSON object."""
     import csv
+    import json
 
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image", "label", "probability", "others", "error"])
@@ -265,10 +274,10 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result],
 
     def show(result: Result) -> None:
         best = result.predictions[0] if result.predictions else ("", "")
-        others = " ".join(f"{name}:{p:.4f}" for name, p in result.predictions[1:])
+        rest = {name: round(p, 4) for name, p in result.predictions[1:]}
         label = "" if result.unknown else best[0]
         error = result.error or ("unknown" if result.unknown else "")
-        writer.writerow([cell(result.name), cell(label), best[1], cell(others), cell(error)])
+        writer.writerow([cell(result.name), cell(label), best[1], json.dumps(rest) if rest else "", cell(error)])
         out.flush()
 
     return show

@@ -197,7 +197,7 @@ def request(
 def reply_of(response: http.client.HTTPResponse) -> Reply:
     content = response.read()
     headers = {k.lower(): v for k, v in response.getheaders()}
-    is_json = headers.get("content-type", "").startswith("application/json")
+    is_json = content and headers.get("content-type", "").startswith("application/json")
     return Reply(response.status, headers, json.loads(content) if is_json else content)
 
 

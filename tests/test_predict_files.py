@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import signal
 import socket
@@ -225,11 +226,28 @@ def test_tables_run_nothing_and_lines_carry_no_escapes(
     assert {row["label"] for row in rows} == {"'=cmd"} and rows[0]["probability"] == "0.75"
     assert predict.main(["*.jpg", "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert {row["image"] for row in rows} == {*(f"'{name}" for name in NASTY[:4]), NASTY[4]}
+    assert {row["image"] for row in rows} == {*(f"'{name}" for name in NASTY[:4]), r"\x1b[31mred\n.jpg"}
+    assert {row["others"] for row in rows} == {r'{"b\u0007": 0.25}'}
     assert predict.main(["*.jpg", "none\x1b"]) == 1
     out, said = capsys.readouterr()
     assert len(out.splitlines()) == 5 and "\x1b" not in out + said and "\x07" not in out
     assert r"\x1b[31mred\n.jpg  =cmd 75.0 %  b\x07 25.0 %" in out and r"none\x1b: no such file" in said
+
+
+def test_names_on_stdin_may_end_with_a_zero_byte(
+    workdir: Path, anything: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in NASTY:
+        Path(name).write_bytes(JPEG)
+    names = b"".join(name.encode() + b"\0" for name in NASTY)
+    for end in (b"\0", b""):  # find ends the last name too
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names.removesuffix(b"\0") + end)))
+        assert predict.main(["-0", "--json"]) == 0
+        said = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+        assert said == list(NASTY)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a" * 200_000)))
+    assert predict.main(["-0"]) == 1
+    assert "zero byte" in capsys.readouterr().err
 
 
 # --- streams, in processes of their own

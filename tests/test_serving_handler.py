@@ -58,6 +58,15 @@ WAYS = {
         form(('name="file"; filename="a.jpg"', "", JPEG))[0],
         "multipart/form-data; boundary*=utf-8''X",
     ),
+    "form with a preamble": (
+        b"This is a multi-part message.\r\n" + form(('name="file"; filename="a.jpg"', "", JPEG))[0],
+        "multipart/form-data; boundary=X",
+    ),
+    "form with base64": form(('name="data"', "", PLAIN.encode())),
+    "form with a data URL": form(('name="data"', "", f"data:image/jpeg;base64,{PLAIN}".encode())),
+    "form with a file that says it is base64": form(
+        ('name="file"; filename="a"', "Content-Transfer-Encoding: base64\r\n", base64.encodebytes(JPEG))
+    ),
 }
 
 
@@ -88,11 +97,15 @@ BAD: dict[str, tuple[bytes, str | None, int]] = {
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml", 415),
     "cut off": (JPEG[: len(JPEG) // 2], "image/jpeg", 422),
     "form without a file": (*form(('name="note"', "", b"hi")), 422),
-    "form with two files": (*form(*[('name="file"; filename="a.jpg"', "", JPEG)] * 2), 422),
+    "form with seventeen files": (*form(*[('name="file"; filename="a.jpg"', "", JPEG)] * 17), 413),
+    "form with text under data": (*form(('name="data"', "", b"hello, world")), 422),
+    "an empty list": (as_json([]), None, 422),
+    "a list of numbers": (as_json([PLAIN, 1]), None, 422),
+    "a long list": (as_json([PLAIN] * 17), None, 413),
     "form cut off": (form(('name="file"; filename="a.jpg"', "", JPEG))[0][:-9], "multipart/form-data; boundary=X", 422),
     "form without boundary": (form(('name="file"; filename="a.jpg"', "", JPEG))[0], "multipart/form-data", 422),
     "form of garbage": (b"\x00\xff" * 50, "multipart/form-data; boundary=X", 422),
-    "form of too many parts": (*form(*[('name="note"', "", b"")] * 17), 422),
+    "form of too many parts": (*form(*[('name="note"', "", b"")] * 21), 422),
     "form with an odd boundary": (b"--X--", "multipart/form-data; boundary*1*=idna'y'%ff", 422),
     "odd content type": (JPEG, "image/jpeg/../..\x00; ;;=", 200),
 }
@@ -105,6 +118,18 @@ def test_what_is_wrong_is_said_with_a_status(case: str, predictor: Predictor) ->
     assert answer.status == status
     if status != 200:
         assert set(answer.body) == {"error", "reason"} and answer.body["reason"]
+
+
+def test_several_images_are_answered_in_a_list_and_fail_alone(predictor: Predictor) -> None:
+    blue = to_bytes(picture("blue", 1))
+    texts = [base64.b64encode(data).decode() for data in (JPEG, b"hello", blue)]
+    files = form(*[('name="file"; filename="a.jpg"', "", data) for data in (JPEG, b"hello", blue)])
+    for body, kind in ((as_json(texts), "application/json"), files):
+        answer = handler.score(body, kind, predictor)
+        first, second, third = answer.body["results"]
+        assert answer.status == 200 and (first["label"], third["label"]) == ("green", "blue")
+        assert second["error"] == "unsupported" and second["reason"]
+    assert [r["label"] for r in handler.score(as_json(texts[:1]), None, predictor).body["results"]] == ["green"]
 
 
 def test_a_form_of_nothing_but_parts_is_given_up_at_once(predictor: Predictor) -> None:
@@ -138,4 +163,4 @@ def test_any_bytes_are_read_or_refused(body: bytes, kind: str | None) -> None:
     except RequestError as error:
         assert error.status in (413, 415, 422)
     else:
-        assert isinstance(upload.data, bytes)
+        assert all(isinstance(image.data, bytes) for image in upload.images)

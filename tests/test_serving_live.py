@@ -45,7 +45,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("registry")
-    limits = ("serve.timeout=30", "serve.max_bytes=1000000", "images.max_pixels=1000000", "serve.queue=200")
+    limits = ("serve.timeout=30", "serve.max_bytes=1000000", "serve.max_pixels=1000000", "serve.queue=200")
     with running_service(root, model_dir, *limits) as started:
         yield started
 
@@ -215,7 +215,7 @@ def test_a_client_that_leaves_in_the_middle_is_not_our_failure(
 
 def test_back_pressure_and_the_key(tmp_path: Path, model_dir: Path) -> None:
     large = to_bytes(picture("red", 1, size=(2500, 2500)), "PNG")  # about a tenth of a second to decode
-    with running_service(tmp_path, model_dir, "serve.queue=0", "serve.workers=1", key="geheim") as started:
+    with running_service(tmp_path, model_dir, "serve.queue=0", "serve.workers=1", "serve.memory=1000000000", key="geheim") as started:
         refused = post(started.url, JPEG)
         assert refused.status == 401 and refused.headers["www-authenticate"].startswith("Bearer")
         assert post(started.url, JPEG, **{"X-API-Key": "nein"}).status == 401

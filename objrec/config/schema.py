@@ -272,8 +272,14 @@ class Serve(Section):
     grace: Annotated[Float, Field(ge=0)]
     drain: Annotated[Float, Field(ge=0)]
     cors: list[str]
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
     allow_urls: bool
     max_bytes: Annotated[Int, Field(ge=1)]
+    max_pixels: Annotated[Int, Field(ge=64)]
+    memory: Annotated[Int, Field(ge=16 * 2**20)] | Literal["auto"]
+    max_head: Annotated[Int, Field(ge=1024)]
+    max_headers: Annotated[Int, Field(ge=10)]
+    max_target: Annotated[Int, Field(ge=64)]
     top_k: Annotated[Int, Field(ge=1)]
 
 

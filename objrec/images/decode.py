@@ -56,6 +56,10 @@ class ImageError(ValueError):
         return type(self), (self.status, self.reason)
 
 
+class NotReduced(ImageError):
+    """A JPEG that may only be decoded at full size, which takes more memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """A picture as its file stores it.
@@ -92,7 +96,9 @@ def decode(data: bytes | Path, *, max_pixels: int, min_size: int = 1, target: in
     return decode_stored(data, max_pixels=max_pixels, min_size=min_size, target=target).image()
 
 
-def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, target: int | None = None) -> Decoded:
+def decode_stored(
+    data: bytes | Path, *, max_pixels: int, min_size: int = 1, target: int | None = None, patient: bool = True
+) -> Decoded:
     """Decode a picture fully and convert it to RGB.
 
     Args:
@@ -101,9 +107,11 @@ def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, tar
         min_size: pixels of the shorter side below which it is refused.
         target: pixels of the shorter side that the caller will resize to. A JPEG may then be decoded at a reduced
             size, still ``FINER`` times the target or more (``FINER_SMALL`` for a small one), which saves much time.
+        patient: whether to try a JPEG that is not entirely well-formed at full size.
 
     Raises:
         ImageError: with status ``corrupt``, ``unsupported``, ``too_large`` or ``too_small``.
+        NotReduced: ``patient`` is false and the image needs patience.
         FileNotFoundError: there is no such file.
     """
     if isinstance(data, Path):
@@ -118,10 +126,12 @@ def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, tar
             _check_size(*size, max_pixels=max_pixels, min_size=min_size)
             if (decoded := _load_jpeg(data, size, target)) is not None:
                 return Decoded(*decoded, 1)
+            if not patient:
+                raise NotReduced("corrupt", "not entirely well-formed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked here, and of odd metadata
             with open_checked(data, max_pixels=max_pixels, min_size=min_size) as image:
-                return _load(image, data, target)
+                return _load(image, data, target, patient=patient)
     except ImageError:
         raise
     except UndeclaredRange as error:
@@ -163,7 +173,7 @@ def _load_jpeg(data: bytes, size: tuple[int, int], target: int | None) -> tuple[
     return pixels, size[0] * eighths / 8, size[1] * eighths / 8
 
 
-def _load(image: Image.Image, data: bytes, target: int | None) -> Decoded:
+def _load(image: Image.Image, data: bytes, target: int | None, *, patient: bool) -> Decoded:
     import numpy as np
 
     # a file whose parts disagree on its size is left to Pillow
@@ -171,6 +181,8 @@ def _load(image: Image.Image, data: bytes, target: int | None) -> Decoded:
         decoded = _load_jpeg(data, image.size, target)
         if decoded is not None:
             return Decoded(*decoded, _orientation(image))
+    if image.format in ("JPEG", "MPO") and not patient:
+        raise NotReduced("corrupt", "not entirely well-formed")
     if image.format == "TIFF":
         quieten_libtiff()
     image.load()  # verify() is not enough: damaged data shows only when it is decoded

@@ -63,9 +63,9 @@ class Preprocessing:
     std: Sequence[float]
     interpolation: str = "bicubic"
 
-    def pixels(self, data: bytes | Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
-        """Decode and crop; returns uint8 of shape (size, size, 3). Raises ImageError."""
-        picture = decode_stored(data, max_pixels=max_pixels, target=self.size)
+    def pixels(self, data: bytes | Path, *, max_pixels: int, patient: bool = True) -> npt.NDArray[np.uint8]:
+        """Decode (see ``decode_stored``) and crop; returns uint8 of shape (size, size, 3). Raises ImageError."""
+        picture = decode_stored(data, max_pixels=max_pixels, target=self.size, patient=patient)
         return crop_square(picture, self.size, self.interpolation)
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -25,17 +25,20 @@ from objrec.serving import service
 from objrec.serving.handler import Answer, RequestError
 from objrec.serving.keys import check_key
 from objrec.serving.live import LiveModels, Loaded
+from objrec.serving.memory import Memory
 from objrec.serving.metrics import Metrics
 from objrec.serving.middleware import Observed
+from objrec.serving.open_inference import add_open_inference
 from objrec.serving.runtimes import callers
 from objrec.serving.scheduler import Scheduler
-from objrec.serving.scoring import add_score_route
+from objrec.serving.scoring import add_score_route, largest_body
 from objrec.serving.settings import Settings
 from objrec.serving.wire import PROBLEMS, Version
 
 logger = logging.getLogger("objrec.serving")
 AGAIN_SECONDS = 60.0  # until a model that could not be loaded is tried again: what was wrong may have passed
 FOLLOW_SECONDS = 1.0  # how often the alias is looked at; commands also say at once when they moved it
+HEAVY_PART = 3  # of the threads may be at work on very large images, so that they leave cores to the others
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -48,14 +51,18 @@ class State:
     def __init__(self, settings: Settings, *, instance: str = "", token: str = "") -> None:
         self.settings, self.instance, self.token = settings, instance, token
         self.draining = False
-        self.metrics = Metrics(lambda: self.scheduler.pending)
+        self.metrics = Metrics(lambda: self.scheduler.pending + self.heavy.pending)
         self.scheduler = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)
+        self.heavy = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)  # for very large images
+        self.memory = Memory(settings.memory, max_body=largest_body(settings.max_bytes))
         self.models = LiveModels(settings, self.metrics, taken_up=self._fit)
 
     def _fit(self, loaded: Loaded) -> None:
         """Have as many threads as this model needs to be kept busy."""
         settings = self.settings
-        self.scheduler.resize(settings.workers or callers(loaded.predictor.session, max_batch=settings.max_batch))
+        workers = settings.workers or callers(loaded.predictor.session, max_batch=settings.max_batch)
+        self.scheduler.resize(workers)
+        self.heavy.resize(max(1, workers // HEAVY_PART))
 
     def is_lost(self) -> bool:
         """Whether this is a background service whose registry is gone, or names another."""
@@ -77,12 +84,15 @@ def create_app(state: State) -> FastAPI:
         yield
         follower.cancel()
         state.scheduler.close()
+        state.heavy.close()
 
     app = FastAPI(
         title="objrec",
         version=objrec.__version__,
-        description="What is on this picture? Send it to /score.",
+        description="What is on this image? Send it to /score.",
         lifespan=lifespan,
+        root_path=state.settings.root_path,
+        docs_url=None,
         redoc_url=None,
     )
     _add_error_handlers(app)
@@ -94,7 +104,9 @@ def create_app(state: State) -> FastAPI:
             CORSMiddleware, allow_origins=state.settings.cors, allow_methods=["POST"], allow_headers=["*"]
         )
     app.add_middleware(Observed, state=state)
-    html = importlib.resources.files("objrec.serving").joinpath("page.html").read_text(encoding="utf-8")
+    add_open_inference(app, state)
+    _add_page(app, "/", "page.html")
+    _add_page(app, "/docs", "docs.html")
 
     @app.get("/livez", summary="Is the process alive?")
     async def livez() -> dict[str, str]:
@@ -115,15 +127,20 @@ def create_app(state: State) -> FastAPI:
         check_key(state.settings.keys, dict(request.scope["headers"]))
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> Response:
-        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"})
-
     @app.post("/control/{action}", include_in_schema=False)
     async def control(request: Request, action: str, sha256: str = "") -> Response:
         return await _control(state, request, action, sha256)
 
     return app
+
+
+def _add_page(app: FastAPI, path: str, file: str) -> None:
+    """Add a page that asks nobody but this endpoint."""
+    html = importlib.resources.files("objrec.serving").joinpath(file).read_text(encoding="utf-8")
+
+    @app.get(path, response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"})
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import binascii
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from objrec.config.errors import UserError
-from objrec.images.decode import ImageError
+from objrec.images.decode import ImageError, NotReduced
 
 if TYPE_CHECKING:
     from objrec.serving.predictor import Predictor
 
 MAX_TOP_K = 1_000_000
-MAX_PARTS = 16  # of a form: each costs more than its bytes
+MAX_IMAGES = 16  # of one request
+MAX_PARTS = MAX_IMAGES + 4  # of a form: each costs more than its bytes
 STATUS_OF = {"corrupt": 422, "unsupported": 415, "too_large": 413, "too_small": 422}
 
 
@@ -58,26 +60,77 @@ class Upload:
     url: str | None = None  # instead of data; who has a downloader may fetch it
 
 
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """The images of one request. ``several``: whether they are answered as a list, which a list of one is too."""
+
+    images: Sequence[Upload]
+    several: bool = False
+
+
 def score(
     body: bytes, content_type: str | None, predictor: Predictor, *, top_k: int = 5, max_bytes: int | None = None
 ) -> Answer:
     """Answer a scoring request. Never raises for what a client can do wrong."""
-    try:
-        upload = read(body, content_type, max_bytes=max_bytes)
+
+    def one(upload: Upload) -> Answer:
         logits = predictor.logits(decode(upload, predictor)[None])
         return answer(logits, predictor, top_k=upload.top_k or top_k, unknown=upload.unknown)
+
+    try:
+        return answer_all(read(body, content_type, max_bytes=max_bytes), one)
     except RequestError as error:
         return Answer.of_error(error)
 
 
-def decode(upload: Upload, predictor: Predictor) -> Any:
-    """Return uint8 (size, size, 3). Raises RequestError."""
+def answer_all(uploads: Uploads, one: Callable[[Upload], Answer], *, request_id: str | None = None) -> Answer:
+    """Answer each image; of several, each fails alone.
+
+    Args:
+        request_id: made by the server; each answer carries it, with a number where there are several.
+
+    Raises:
+        RequestError: of the only image.
+    """
+
+    def named(answer: Answer, suffix: str = "") -> dict[str, Any]:
+        return {**answer.body, **({} if request_id is None else {"request_id": f"{request_id}{suffix}"})}
+
+    if not uploads.several:
+        return Answer(200, named(one(uploads.images[0])))
+    results = []
+    for i, upload in enumerate(uploads.images):
+        try:
+            found = one(upload)
+        except RequestError as error:
+            found = Answer.of_error(error)
+        results.append(named(found, f"-{i}"))
+    return Answer(200, {"results": results})
+
+
+def decode(upload: Upload, predictor: Predictor, *, patient: bool = True) -> Any:
+    """Return uint8 (size, size, 3). Raises RequestError; and NotReduced, see ``objrec.images.decode.decode_stored``."""
+    data = image_of(upload)
+    with image_errors():
+        return predictor.card.preprocessing.pixels(data, max_pixels=predictor.max_pixels, patient=patient)
+
+
+def image_of(upload: Upload) -> bytes:
+    """Return the encoded image. Raises RequestError where there is none."""
     if upload.url is not None:
-        raise RequestError(422, "no_urls", "this endpoint does not fetch pictures: send the picture itself")
+        raise RequestError(422, "no_urls", "this endpoint does not fetch images: send the image itself")
     if not upload.data:
-        raise RequestError(422, "empty", "the request holds no picture")
+        raise RequestError(422, "empty", "the request holds no image")
+    return upload.data
+
+
+@contextlib.contextmanager
+def image_errors() -> Iterator[None]:
+    """Turn an ImageError into a RequestError."""
     try:
-        return predictor.pixels(upload.data)
+        yield
+    except NotReduced:
+        raise
     except ImageError as error:
         raise RequestError(STATUS_OF[error.status], error.status, error.reason) from None
 
@@ -111,24 +164,24 @@ def answer(logits: Any, predictor: Predictor, *, top_k: int, unknown: bool = Fal
     )
 
 
-def read(body: bytes, content_type: str | None, *, max_bytes: int | None = None) -> Upload:
-    """Take the picture out of a request body.
+def read(body: bytes, content_type: str | None, *, max_bytes: int | None = None) -> Uploads:
+    """Take the images out of a request body.
 
-    ``application/json`` holds base64 under ``data`` (line breaks and a ``data:`` prefix are fine),
-    ``multipart/form-data`` a file, ``image/*`` and ``application/octet-stream`` the bytes themselves. Without a
-    content type the body is looked at.
+    ``application/json`` holds base64 under ``data`` (line breaks and a ``data:`` prefix are fine), or a list of such;
+    ``multipart/form-data`` files, or base64 under ``data``; ``image/*`` and ``application/octet-stream`` the bytes of
+    one image. Without a content type the body is looked at.
 
     Raises:
-        RequestError: 413 for a picture of more than ``max_bytes``, 415 for another content type, 422 for a body that
+        RequestError: 413 for an image of more than ``max_bytes``, 415 for another content type, 422 for a body that
             is not what it says.
     """
-    upload = _read(body, content_type)
-    if max_bytes is not None and len(upload.data) > max_bytes:
+    uploads = _read(body, content_type)
+    if max_bytes is not None and any(len(upload.data) > max_bytes for upload in uploads.images):
         raise too_large(max_bytes)
-    return upload
+    return uploads
 
 
-def _read(body: bytes, content_type: str | None) -> Upload:
+def _read(body: bytes, content_type: str | None) -> Uploads:
     kind, parameters = parse_content_type(content_type)
     if not kind:
         kind = "application/json" if body.lstrip()[:1] == b"{" else "application/octet-stream"
@@ -137,7 +190,7 @@ def _read(body: bytes, content_type: str | None) -> Upload:
     if kind == "multipart/form-data":
         return _read_multipart(body, parameters.get("boundary", ""))
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return Upload(body)
+        return Uploads([Upload(body)])
     raise RequestError(
         415,
         "content_type",
@@ -163,7 +216,7 @@ def parse_content_type(value: str | None) -> tuple[str, dict[str, str]]:
     return kind, {k.lower(): v if isinstance(v, str) else v[2] for k, v in found}  # boundary*=utf-8''x is (.., .., x)
 
 
-def _read_json(body: bytes) -> Upload:
+def _read_json(body: bytes) -> Uploads:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -176,10 +229,18 @@ def _read_json(body: bytes) -> Upload:
     if not isinstance(unknown, bool):
         raise RequestError(422, "unknown", "'unknown' should be true or false")
     if data is None and isinstance(url, str):
-        return Upload(b"", top_k=top_k, unknown=unknown, url=url)
-    if not isinstance(data, str):
-        raise RequestError(422, "no_data", "the JSON object has no text under 'data'")
-    return Upload(from_base64(data), top_k=top_k, unknown=unknown)
+        return Uploads([Upload(b"", top_k=top_k, unknown=unknown, url=url)])
+    several = isinstance(data, list)
+    texts: list[Any] = data if isinstance(data, list) else [data]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise RequestError(422, "no_data", "the JSON object has no base64 text, or list of such, under 'data'")
+    _check_number(len(texts))
+    return Uploads([Upload(from_base64(text), top_k=top_k, unknown=unknown) for text in texts], several)
+
+
+def _check_number(images: int) -> None:
+    if images > MAX_IMAGES:
+        raise RequestError(413, "too_many_images", f"{images} images in one request, more than {MAX_IMAGES}")
 
 
 def check_top_k(value: Any) -> int | None:
@@ -212,17 +273,34 @@ def from_base64(text: str) -> bytes:
         raise RequestError(422, "bad_base64", "'data' is not base64") from None
 
 
-def _read_multipart(body: bytes, boundary: str) -> Upload:
-    fields = list(_parts(body, boundary))
-    top_k = next((check_top_k(data.decode("ascii", "replace")) for name, _, data in fields if name == "top_k"), None)
-    files = [data for name, is_file, data in fields if is_file or name in ("data", "file", "image")]
-    if len(files) != 1:
-        raise RequestError(422, "bad_form", f"the form holds {len(files)} files, not one")
-    return Upload(files[0], top_k=top_k)
+def _read_multipart(body: bytes, boundary: str) -> Uploads:
+    fields = _parts(body, boundary)
+    top_k = next((check_top_k(part.data.decode("ascii", "replace")) for part in fields if part.name == "top_k"), None)
+    files = [part.image() for part in fields if part.is_file or part.name in ("data", "file", "image")]
+    if not files:
+        raise RequestError(422, "bad_form", "the form holds no file, nor base64 under 'data'")
+    _check_number(len(files))
+    return Uploads([Upload(data, top_k=top_k) for data in files], several=len(files) > 1)
 
 
-def _parts(body: bytes, boundary: str) -> Sequence[tuple[str, bool, bytes]]:
-    """Return (name, is a file, content) of each part of a form."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Of a form. encoded: whether it says that it is base64."""
+
+    name: str
+    is_file: bool
+    encoded: bool
+    data: bytes
+
+    def image(self) -> bytes:
+        """Return the image's bytes. A field that is no file and all ASCII is base64: no image's bytes are."""
+        if self.encoded or (not self.is_file and self.data.isascii() and b"\0" not in self.data):
+            return from_base64(self.data.decode("ascii", "replace"))
+        return self.data
+
+
+def _parts(body: bytes, boundary: str) -> Sequence[_Part]:
+    """Return the parts of a form. What comes before the first of them is no part of it (RFC 2046, 5.1.1)."""
     from email.parser import BytesHeaderParser
 
     from python_multipart import MultipartParser
@@ -245,8 +323,10 @@ def _parts(body: bytes, boundary: str) -> Sequence[tuple[str, bool, bytes]]:
     ended = []
     callbacks["on_end"] = lambda: ended.append(True)
     try:
-        parser = MultipartParser(boundary.encode("latin-1"), callbacks)
-        parser.write(body)
+        delimiter = boundary.encode("latin-1")
+        parser = MultipartParser(delimiter, callbacks)
+        first = 0 if body.startswith(b"--" + delimiter) else body.find(b"\r\n--" + delimiter) + 2
+        parser.write(body[first:] if first > 1 else body)
         parser.finalize()
     except (FormParserError, UnicodeEncodeError, ValueError) as error:
         raise RequestError(422, "bad_form", f"the form is damaged: {error}") from None
@@ -257,5 +337,6 @@ def _parts(body: bytes, boundary: str) -> Sequence[tuple[str, bool, bytes]]:
         disposition = BytesHeaderParser().parsebytes(bytes(headers))
         name = disposition.get_param("name", "", "content-disposition")
         is_file = disposition.get_param("filename", None, "content-disposition") is not None
-        parts.append((name if isinstance(name, str) else "", is_file, bytes(content)))
+        encoded = str(disposition.get("content-transfer-encoding", "")).strip().lower() == "base64"
+        parts.append(_Part(name if isinstance(name, str) else "", is_file, encoded, bytes(content)))
     return parts

@@ -34,9 +34,10 @@ class Observed:
             return
         started = time.perf_counter()
         given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else f"{self._prefix}-{next(self._count):x}"
-        fields: dict[str, Any] = {}
-        scope["state"] = {"request_id": request_id, "fields": fields}
+        made_id = f"{self._prefix}-{next(self._count):x}"
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else made_id
+        fields: dict[str, Any] = {} if request_id == made_id else {"made_id": made_id}
+        scope["state"] = {"request_id": request_id, "made_id": made_id, "fields": fields}
         status = 0
 
         async def observed(message: Message) -> None:
@@ -50,17 +51,27 @@ class Observed:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        # HEAD is answered as GET; the server's own scope still says HEAD, so that it leaves the body out
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        prefix = self.state.settings.root_path
+        if prefix and scope["path"].startswith(f"{prefix}/"):  # of a proxy that leaves it there
+            inner = {**inner, "path": scope["path"][len(prefix) :], "raw_path": b""}
         try:
-            await self.app(scope, receive, observed)
+            await self.app(inner, receive, observed)
         except Exception:
             logger.exception("failed", extra={"fields": {"request_id": request_id}})
             if not status:
                 status = 500
                 await _send_500(observed, request_id)
-        self._observe(scope, status, time.perf_counter() - started, {"request_id": request_id, **fields})
+        self._observe(
+            {**inner, "method": scope["method"]},
+            status,
+            time.perf_counter() - started,
+            {"request_id": request_id, **fields},
+        )
 
     def _observe(self, scope: Scope, status: int, seconds: float, fields: dict[str, Any]) -> None:
-        path = scope["path"] if scope["path"] in PATHS else "other"
+        path = "/v2" if scope["path"].startswith("/v2/") else scope["path"] if scope["path"] in PATHS else "other"
         self.state.metrics.observe_request(path, status, seconds)
         if path in QUIET and status < 500:
             return

@@ -15,5 +15,5 @@ def printable(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Return ``text`` for a cell of a table: behind a quote where it would be run as a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    """Return ``printable`` text for a cell of a table: behind a quote where it would be run as a formula."""
+    return f"'{printable(text)}" if text.startswith(FORMULA) else printable(text)

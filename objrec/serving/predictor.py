@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from objrec.images.budget import Budget
     from objrec.serving.runtimes import Session
 
 MAX_PIXELS = 50_000_000
@@ -77,9 +78,30 @@ class Predictor:
         _check_fit(session, card, model_dir)
         return cls(card, session, max_pixels, workers)
 
-    def pixels(self, picture: bytes | Path) -> npt.NDArray[np.uint8]:
-        """Decode and crop a picture to uint8 (size, size, 3). Raises ImageError."""
-        return self.card.preprocessing.pixels(picture, max_pixels=self.max_pixels)
+    def pixels(self, picture: bytes | Path, *, budget: Budget | None = None) -> npt.NDArray[np.uint8]:
+        """Decode and crop an image to uint8 (size, size, 3).
+
+        Args:
+            budget: memory that others decode with too; what the image takes is waited for. An image larger than all of
+                it waits until it is alone.
+
+        Raises:
+            ImageError: as ``objrec.images.decode.decode_stored``.
+        """
+        preprocessing = self.card.preprocessing
+        if budget is None:
+            return preprocessing.pixels(picture, max_pixels=self.max_pixels)
+        from objrec.images.budget import decoding_cost
+        from objrec.images.decode import NotReduced
+
+        data = picture.read_bytes() if isinstance(picture, Path) else picture
+        cost = decoding_cost(data, max_pixels=self.max_pixels, target=self.card.input_size)
+        try:
+            with budget.take(min(cost.memory, budget.size)):
+                return preprocessing.pixels(data, max_pixels=self.max_pixels, patient=False)
+        except NotReduced:
+            with budget.take(min(cost.patient, budget.size)):
+                return preprocessing.pixels(data, max_pixels=self.max_pixels)
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Map uint8 (N, size, size, 3) to float32 logits (N, classes)."""

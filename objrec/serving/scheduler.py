@@ -44,14 +44,18 @@ class Scheduler:
             self._threads[-1].start()
         self.workers = workers
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in a thread. Raises RequestError 429 when the queue is full, 503 when its time is up."""
+    async def run(self, work: Callable[[], T], *, timeout: float | None = None) -> T:
+        """Run ``work`` in a thread. Raises RequestError 429 when the queue is full, 503 when its time is up.
+
+        Args:
+            timeout: seconds, where less than usual is left.
+        """
         if self.pending >= self.workers + self.waiting:
             raise RequestError(429, "busy", f"{self.pending} pictures are being worked on: try again", retry_after=1)
         loop = asyncio.get_running_loop()
         job: _Job[T] = _Job(work, loop.create_future(), loop, self)
         self.pending += 1
-        timer = loop.call_later(self.timeout, job.expire)
+        timer = loop.call_later(self.timeout if timeout is None else max(0.0, timeout), job.expire)
         self._jobs.put(job)
         try:
             return await job.future

@@ -19,7 +19,8 @@ import uvicorn
 from objrec.config.errors import UserError
 from objrec.serving import logs
 from objrec.serving.app import State, create_app
-from objrec.serving.protocol import protocol
+from objrec.serving.memory import return_large_blocks
+from objrec.serving.protocol import Limits, protocol
 from objrec.serving.settings import Settings
 
 logger = logging.getLogger(logs.LOGGER)
@@ -42,9 +43,14 @@ def run_in_foreground(settings: Settings) -> None:
 
 def serve(state: State, listener: socket.socket) -> None:
     """Serve until a signal ends it."""
+    return_large_blocks()
+    settings = state.settings
+    limits = Limits(
+        seconds=settings.timeout, head=settings.max_head, headers=settings.max_headers, target=settings.max_target
+    )
     config = uvicorn.Config(
         create_app(state),
-        http=protocol(state.settings.timeout),
+        http=protocol(limits),
         log_config=None,
         access_log=False,
         ws="none",
@@ -52,7 +58,7 @@ def serve(state: State, listener: socket.socket) -> None:
         server_header=False,
         limit_concurrency=_most_connections(),
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(state.settings.drain) + 1,
+        timeout_graceful_shutdown=int(settings.drain) + 1,
     )
     Server(config, state, listener).run(sockets=[listener])
 

@@ -31,10 +31,15 @@ class Settings(BaseModel):
     grace: float
     drain: float
     cors: list[str]
+    root_path: str
     allow_urls: bool
     allow_private_addresses: bool
     contact: str | None
+    memory: int | None  # None: chosen by what is available
     max_bytes: int
+    max_head: int
+    max_headers: int
+    max_target: int
     top_k: int
 
     @property
@@ -46,12 +51,12 @@ class Settings(BaseModel):
     def of(cls, config: Config, *, registry_dir: str, model_dir: str | None = None) -> Self:
         """Collect the settings. Raises UserError for keys that cannot be read."""
         serve: dict[str, Any] = {name: getattr(config.serve, name) for name in type(config.serve).model_fields}
+        memory = None if config.serve.memory == "auto" else config.serve.memory
         return cls(
             registry_dir=registry_dir,
             keys=read_keys(config.serve.key_file),
             model_dir=model_dir,
-            max_pixels=config.images.max_pixels,
             allow_private_addresses=config.ingest.allow_private_addresses,
             contact=config.ingest.contact,
-            **{k: v for k, v in serve.items() if k in cls.model_fields},
+            **{k: v for k, v in serve.items() if k in cls.model_fields} | {"memory": memory},
         )

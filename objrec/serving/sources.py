@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import os
 import select
@@ -10,7 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, TextIO, cast
 
 from objrec.images.decode import SUFFIXES
 
@@ -36,11 +37,12 @@ class Picture:
     pipe: bool = False
 
 
-def pictures_of(names: Iterable[str], stdin: TextIO | None) -> Iterator[Picture]:
+def pictures_of(names: Iterable[str], stdin: TextIO | None, *, null: bool = False) -> Iterator[Picture]:
     """Yield what the names stand for, one at a time: files, URLs, all pictures below a folder, matches of a pattern.
 
     Args:
         stdin: what the name ``-`` reads; None where it is closed.
+        null: names there end with a zero byte instead of a line break.
     """
     for name in names:
         if name != "-":
@@ -49,7 +51,7 @@ def pictures_of(names: Iterable[str], stdin: TextIO | None) -> Iterator[Picture]
             yield Picture("stdin", error="is closed")
         else:
             try:
-                yield from _from_stdin(stdin.buffer)
+                yield from _from_stdin(stdin.buffer, null=null)
             except OSError as error:
                 yield Picture("stdin", error=reason_of(error))
 
@@ -92,7 +94,10 @@ def _matches(pattern: str) -> Iterator[Picture]:
         yield Picture(pattern, error="nothing matches")
 
 
-def _from_stdin(stdin: IO[bytes]) -> Iterator[Picture]:
+def _from_stdin(stdin: IO[bytes], *, null: bool = False) -> Iterator[Picture]:
+    if null:
+        yield from _separated(stdin)
+        return
     head = stdin.read(HEAD)  # waits for all of them, however small the pieces in which they come
     if head.startswith(STARTS) or head[6:10] == b"\0" * 4:
         yield Picture("stdin", _at_most(MAX_BYTES, stdin, head))
@@ -105,6 +110,20 @@ def _from_stdin(stdin: IO[bytes]) -> Iterator[Picture]:
         name = os.fsdecode(line.rstrip(b"\r\n"))
         if name and name != "-":
             yield from _named(name, pipe=False)
+
+
+def _separated(stdin: IO[bytes]) -> Iterator[Picture]:
+    """Yield what names that end with a zero byte stand for, as they come."""
+    rest = b""
+    while piece := cast(io.BufferedReader, stdin).read1(MAX_NAME):
+        *names, rest = (rest + piece).split(b"\0")
+        for name in filter(None, names):
+            yield from _named(os.fsdecode(name), pipe=False)
+        if len(rest) >= MAX_NAME:
+            yield Picture("stdin", error=f"no names that end with a zero byte: {MAX_NAME} bytes or more without one")
+            return
+    if rest:
+        yield from _named(os.fsdecode(rest), pipe=False)
 
 
 def _below(folder: Path) -> Iterator[Picture]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from objrec.serving.handler import MAX_TOP_K
+from objrec.serving.handler import MAX_IMAGES, MAX_TOP_K
 
 
 class Prediction(BaseModel):
@@ -28,6 +28,7 @@ class Score(BaseModel):
     predictions: list[Prediction]
     model_version: str
     reason: str | None = None
+    request_id: str | None = None
 
 
 class Problem(BaseModel):
@@ -36,6 +37,12 @@ class Problem(BaseModel):
     error: str
     reason: str
     request_id: str | None = None
+
+
+class Scores(BaseModel):
+    """The answers to several images, in their order; one that fails, fails alone."""
+
+    results: list[Score | Problem]
 
 
 class Version(BaseModel):
@@ -66,6 +73,12 @@ class Wishes(BaseModel):
 
 
 Asked = Annotated[Wishes, Query()]
+BASE64 = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "minLength": 4,
+    "pattern": r"^(data:[^,]*;base64,)?[A-Za-z0-9+/_\-\s]+=*\s*$",
+}
 BODY = {
     "requestBody": {
         "required": True,
@@ -76,9 +89,11 @@ BODY = {
                     "required": ["data"],
                     "properties": {
                         "data": {
-                            "type": "string",
-                            "contentEncoding": "base64",
-                            "description": "the picture, as base64",
+                            "oneOf": [
+                                BASE64,
+                                {"type": "array", "items": BASE64, "minItems": 1, "maxItems": MAX_IMAGES},
+                            ],
+                            "description": "the image, or a list of images, as base64",
                         },
                         "top_k": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K},
                         "unknown": {"type": "boolean"},
@@ -90,7 +105,15 @@ BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "minItems": 1,
+                            "maxItems": MAX_IMAGES,
+                        },
+                        "top_k": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K},
+                    },
                 }
             },
         },
@@ -105,7 +128,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "too many bytes or pixels",
         415: "not a picture, or not in a format that is read",
         422: "damaged or incomplete",
-        429: "the queue is full",
+        414: "path and query are too long",
+        429: "the queue is full, or the memory for images",
+        431: "the headers are too many or too long",
         503: "not ready, or out of time",
     }.items()
 }
