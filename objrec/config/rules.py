@@ -182,6 +182,8 @@ def without_effect(key: str, data: Mapping[str, Any]) -> str | None:
     if key.startswith("callbacks.") and key.endswith(".save_top_k"):
         if value in (0, 1) or _get(data, "train.keep_checkpoints"):
             return None
-        return f"{key}={value} has no effect: checkpoints are removed in the end; train.keep_checkpoints=true keeps them"
+        return (
+            f"{key}={value} has no effect: checkpoints are removed in the end; train.keep_checkpoints=true keeps them"
+        )
     works, reason = EFFECTS.get(key, (None, ""))
     return None if works is None or works(data) else f"{key}={value} has no effect: {reason}"

@@ -235,7 +235,9 @@ class Compute(Section):
     def _some(cls, devices: Any) -> Any:
         numbers = devices if isinstance(devices, list) else []
         if devices == 0 or devices == [] or (isinstance(devices, int) and devices < -1):
-            raise ValueError(f"should be a number of at least 1, a list as in [0,1], -1 for all, or auto, got {devices}")
+            raise ValueError(
+                f"should be a number of at least 1, a list as in [0,1], -1 for all, or auto, got {devices}"
+            )
         if min(numbers, default=0) < 0 or len(set(numbers)) < len(numbers):
             raise ValueError(f"should list different devices by their number from 0, got {devices}")
         return devices

@@ -36,8 +36,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             beside.unlink(missing_ok=True)
             reason = error.strerror if isinstance(error, OSError) else str(error).strip().split("\n")[0]
             raise UserError(
-                f"{final}: the checkpoint cannot be written: {reason}. Earlier ones are as they were: with space on the "
-                "disk, the same command resumes"
+                f"{final}: the checkpoint cannot be written: {reason}. Earlier ones are as they were: with space on "
+                "the disk, the same command resumes"
             ) from error
 
 

@@ -168,7 +168,7 @@ class Classifier(L.LightningModule):
         metrics["val/loss"] = val[0] / val[2]
         if not math.isfinite(metrics["val/loss"]):  # the last step may have lost the weights
             raise Diverged(
-                f"the validation loss is not finite after step {self.global_step} (epoch {self.current_epoch}): {LOWER_IT}"
+                f"the validation loss is not finite at step {self.global_step} (epoch {self.current_epoch}): {LOWER_IT}"
             )
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name in ("train/loss", "val/loss", "val/acc"), sync_dist=True)

@@ -79,7 +79,7 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor) -> None:
 
 
 def write_onnx(model: nn.Module, path: Path, images: Tensor) -> Any:
-    """Write ``model`` as ONNX and return what it makes of ``images``: float32 (N, classes). Raises what torch raises."""
+    """Write ``model`` as ONNX and return its logits of ``images``: float32 (N, classes). Raises what torch raises."""
     with warnings.catch_warnings():
         # the exporter based on TorchScript is deprecated: 10 times faster, equal results
         warnings.simplefilter("ignore")

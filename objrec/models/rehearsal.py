@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -50,14 +51,16 @@ def _rehearse(options: tuple[tuple[str, Any], ...], image_size: int, single: boo
         with _refused(named, image_size, "cannot compute"), torch.no_grad():
             shape = tuple(model(images).shape)
         if shape != (2, NUM_CLASSES):
-            raise UserError(f"backbone.name={named['name']} gives {shape[1:]} numbers for an image, not one for each class")
+            raise UserError(
+                f"backbone.name={named['name']} gives {shape[1:]} numbers for an image, not one for each class"
+            )
         if single:
             try:
                 with torch.no_grad():
                     model(images[:1])
             except ValueError as error:
                 raise UserError(
-                    "train.batch_size=1: batch norm needs two images at this preprocess.image_size: train.batch_size=2, "
+                    "train.batch_size=1: batch norm needs two images at this size: train.batch_size=2, "
                     "or train.freeze_batch_norm=true with trained weights"
                 ) from error
         with _refused(named, image_size, "cannot be exported to ONNX for"), tempfile.TemporaryDirectory() as folder:
@@ -86,11 +89,22 @@ def _refused(options: Mapping[str, Any], image_size: int, what: str) -> Iterator
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter prints the graph that it stumbles on."""
+    """The exporter prints the graph that it stumbles on, past Python's streams."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            yield
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, saved in zip((1, 2), kept, strict=True):
+            os.dup2(saved, number)
+            os.close(saved)
+        os.close(nowhere)
         logging.disable(level)

@@ -36,7 +36,7 @@ class Checkpoints:
 
     @property
     def found(self) -> dict[str, Any]:
-        """What a resumed run does not do again: the batch size and rate that were measured, the best epoch at the end."""
+        """What a resumed run does not do again: measured batch size and rate, and in the end the best epoch."""
         path = self.folder / "found.json"
         return dict(json.loads(path.read_text())) if path.is_file() else {}
 

@@ -64,8 +64,8 @@ Calibrate = Callable[[Logits, npt.NDArray[np.int64], Callable[[Pixels], Logits]]
 def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, calibrate: Calibrate) -> ModelCard:
     """Train on ``train_dir``, choose the best epoch on ``valid_dir``, write ``model_dir``.
 
-    A training of the same settings and data, or of fewer epochs, that left checkpoints in ``model_dir`` is resumed. SIGTERM
-    writes a checkpoint and exits with status 143.
+    A training of the same settings and data, or of fewer epochs, that left checkpoints in ``model_dir`` is resumed.
+    SIGTERM writes a checkpoint and exits with status 143.
 
     Raises:
         UserError: settings that cannot be met, data that cannot be used, a loss that is not finite, too little memory.
@@ -106,7 +106,9 @@ def _train(
     """Train, from the last checkpoint on if there is one, and remember which epoch was best."""
     last = checkpoints.last if checkpoints.last.is_file() else None
     if last is not None:
-        longer = f" for more epochs, now {trainer.max_epochs}: the schedule spans all of them" if checkpoints.longer else ""
+        longer = (
+            f" for more epochs, now {trainer.max_epochs}: the schedule spans all of them" if checkpoints.longer else ""
+        )
         print(f"Resuming from {last}{longer}", flush=True)
     try:
         with memory_advice(settled.batch_size):
@@ -373,9 +375,7 @@ def _take_best(checkpoints: Checkpoints, module: Classifier) -> dict[str, float]
     """Load the best checkpoint's weights into ``module``; returns its metrics and epoch."""
     best = checkpoints.found["best"]
     inside = checkpoints.folder / Path(best["file"]).name  # the folder may have been moved since
-    saved = torch.load(
-        inside if inside.is_file() else best["file"], map_location="cpu", weights_only=True
-    )
+    saved = torch.load(inside if inside.is_file() else best["file"], map_location="cpu", weights_only=True)
     module.load_state_dict(saved["state_dict"])
     return dict(best["metrics"])
 

@@ -101,7 +101,8 @@ def _in_place(final: Path, port: Port, resumes: bool) -> Iterator[Path]:
     try:
         yield beside
     except UserError:
-        _remove(beside)  # nothing of a refused run stays behind
+        if not (resumes and beside.is_dir() and any(beside.iterdir())):  # what was trained so far is the user's
+            _remove(beside)  # nothing else of a refused run stays behind
         raise
     if final.exists():
         old = final.with_name(f".{final.name}.old{os.getpid()}")
