@@ -140,12 +140,15 @@ def test_an_interrupted_run_is_carried_on_to_the_same_weights(
     assert metrics[0] == metrics[1]
 
 
-def test_checkpoints_of_other_settings_are_not_carried_on(data: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_other_settings_are_refused_with_a_choice(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model" / "training" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "settings.sha256").write_text("of something else")
+    (folder / "settings.json").write_text('{"train": {"learning_rate": 1}}')
     (folder / "last.ckpt").write_bytes(b"not a checkpoint")
-    assert train(data, tmp_path / "model", "debug=fast_dev_run").metrics["epoch"] == 0
+    with pytest.raises(UserError, match=r"other settings \(.*train\.resume=never"):
+        train(data, tmp_path / "model", "debug=fast_dev_run")
+    assert (folder / "last.ckpt").read_bytes() == b"not a checkpoint"
+    assert train(data, tmp_path / "model", "debug=fast_dev_run", "train.resume=never").metrics["epoch"] == 0
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from objrec.config.compose import compose_data, config_dir
 from objrec.config.errors import UserError, did_you_mean
+from objrec.config.rules import without_effect
 from objrec.config.schema import Config
 
 OPEN_NODES = ("callbacks", "logger")  # `+callbacks.mine={_target_: ...}` may add a node here
@@ -121,6 +122,17 @@ def illegal_additions(overrides: Sequence[str]) -> list[str]:
 
 
 def check_nodes(overrides: Sequence[str], data: dict[str, Any]) -> list[str]:
+    """Return what is wrong with single overrides: of another type than in their file, or without effect."""
+    idle = [
+        problem
+        for text, p in parse_overrides(overrides)
+        if not isinstance(p, Exception) and not text.startswith("~")
+        if (problem := without_effect(p.key_or_group, data)) is not None
+    ]
+    return [*_other_types(overrides, data), *dict.fromkeys(idle)]
+
+
+def _other_types(overrides: Sequence[str], data: dict[str, Any]) -> list[str]:
     """Values of ``_target_`` nodes keep the type that their file gives them."""
     touched = [
         (text, p)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from objrec.config.rules import training_problems
+
 UNKEYED = Field(json_schema_extra={"keyed": False})
 
 
@@ -21,7 +23,7 @@ def _no_bool(value: Any) -> Any:
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 
 
@@ -201,6 +203,7 @@ class Train(Section):
     progressive_resize: Annotated[Float, Field(gt=0, lt=1)] | None
     gradient_clip: Annotated[Float, Field(gt=0)] | None
     resume: Annotated[Literal["auto", "never"], UNKEYED]
+    keep_checkpoints: bool
     checkpoint_minutes: Annotated[Float, Field(gt=0), UNKEYED] | None
     log_every_n_steps: Annotated[Int, Field(ge=1), UNKEYED]
     validate_every: Annotated[Int, Field(ge=1)]
@@ -225,6 +228,24 @@ class Compute(Section):
     compile: bool
     sync_batchnorm: bool
     runtime: Literal["auto", "onnxruntime", "torch"]
+
+    @field_validator("devices")
+    @classmethod
+    def _some(cls, devices: Any) -> Any:
+        numbers = devices if isinstance(devices, list) else []
+        if devices == 0 or devices == [] or (isinstance(devices, int) and devices < -1):
+            raise ValueError(
+                f"should be a number of at least 1, a list as in [0,1], -1 for all, or auto, got {devices}"
+            )
+        if min(numbers, default=0) < 0 or len(set(numbers)) < len(numbers):
+            raise ValueError(f"should list different devices by their number from 0, got {devices}")
+        return devices
+
+    @model_validator(mode="after")
+    def _counts_on_a_cpu(self) -> Self:
+        if self.accelerator == "cpu" and (self.devices == -1 or isinstance(self.devices, list)):
+            raise ValueError(f"devices={self.devices}: on a CPU it is the number of processes: compute.devices=1")
+        return self
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -453,22 +474,7 @@ class Config(Section):
                 "ingest.contact: source=commons needs an address or a URL of yours, which Wikimedia requires in the "
                 "User-Agent: ingest.contact=me@example.org"
             )
-        if not self.backbone.frozen and self.train.freeze_epochs >= self.train.max_epochs:
-            problems.append(
-                f"train.freeze_epochs={self.train.freeze_epochs} leaves no epoch of {self.train.max_epochs} to train "
-                "more than the head; for that, backbone.frozen=true"
-            )
-        if self.train.freeze_batch_norm and not self.backbone.pretrained and self.backbone.weights is None:
-            problems.append(
-                "train.freeze_batch_norm: random weights have no batch statistics to keep: backbone.pretrained=true, "
-                "backbone.weights=FILE, or train.freeze_batch_norm=false"
-            )
-        monitored = {"val/acc", "val/loss", "val/f1", "val/ece", "train/loss", "train/acc"}
-        for where, node in [("scheduler", self.scheduler), *((f"callbacks.{k}", v) for k, v in self.callbacks.items())]:
-            if node and (monitor := node.get("monitor")) is not None and monitor not in monitored:
-                from objrec.config.errors import did_you_mean
-
-                problems.append(f"{where}.monitor: '{monitor}' is not logged.{did_you_mean(monitor, monitored)}")
+        problems += training_problems(self)
         if problems:
             raise ValueError("\n".join(problems))
         return self

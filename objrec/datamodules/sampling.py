@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +28,20 @@ class Draw:
     seed: int | None = None
 
 
+def batch_bounds(count: int, size: int) -> list[int]:
+    """Return where batches of ``size`` out of ``count`` begin, and ``count``: see ``BatchSampler`` for the last two."""
+    bounds = [*range(0, count, size), count]
+    if count > size > 1 and count % size == 1:
+        bounds[-2:] = [count] if size == 2 else [count - (size + 1) // 2, count]
+    return bounds
+
+
 class BatchSampler(Sampler[Draw]):
     """Batches of a shuffled data set, a function of seed and epoch alone: a resumed epoch has the same batches.
 
     With several processes each takes every ``world``-th picture of one common order; the last ones are repeated so
-    that all have equally many batches.
+    that all have equally many batches. No batch is of one image where others have more, since batch norm needs two:
+    the last two share theirs evenly (of batches of 2 and 1 they become one of 3).
 
     Args:
         targets: class of each picture.
@@ -58,17 +68,17 @@ class BatchSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(math.ceil(len(self.targets) / self.world) / self.batch_size)
+        return len(batch_bounds(math.ceil(len(self.targets) / self.world), self.batch_size)) - 1
 
     def __iter__(self) -> Iterator[Draw]:
         random = np.random.default_rng([self.seed, self.epoch])
         order = self._balanced(random) if self.balanced else random.permutation(len(self.targets))
         share = np.resize(order, -(-len(order) // self.world) * self.world)[self.rank :: self.world]
         done, self.start = self.start, 0
-        for i, start in enumerate(range(0, len(share), self.batch_size)):
+        for i, (start, end) in enumerate(pairwise(batch_bounds(len(share), self.batch_size))):
             seed = int(random.integers(2**31)) + self.rank
             if i >= done:
-                yield Draw(share[start : start + self.batch_size].tolist(), self.epoch, seed)
+                yield Draw(share[start:end].tolist(), self.epoch, seed)
 
     def _balanced(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
         classes = random.permutation(np.unique(self.targets))  # those that come first take what does not divide evenly

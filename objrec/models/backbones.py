@@ -35,6 +35,8 @@ def build_backbone(
         options["img_size"] = image_size
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
     if small_input:
+        if hasattr(model, "patch_embed"):
+            raise UserError(f"backbone.small_input=true: {name} cuts images into patches and has no stem to change")
         _keep_resolution(model)
     return model
 
@@ -43,6 +45,12 @@ def takes_any_size(name: str) -> bool:
     """Whether the model called ``name`` takes pictures of any size."""
     default = timm.get_pretrained_cfg(name)
     return default is None or not default.fixed_input_size
+
+
+def usual_size(name: str) -> int | None:
+    """Return the pixels of the edge of the images that ``name`` was made for, where timm says so."""
+    default = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return None if default is None else int(default.input_size[-1])
 
 
 def input_constants(name: str) -> tuple[list[float], list[float]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from objrec.config.errors import UserError, did_you_mean
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,11 +26,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
         beside = final.with_name(f".{final.name}.partial")
-        with beside.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(final)
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(final)
+        except (OSError, RuntimeError) as error:  # torch's writer says what the disk says in its own way
+            beside.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else str(error).strip().split("\n")[0]
+            raise UserError(
+                f"{final}: the checkpoint cannot be written: {reason}. Earlier ones are as they were: with space on "
+                "the disk, the same command resumes"
+            ) from error
 
 
 def was_validated(trainer: L.Trainer) -> bool:
@@ -35,6 +46,12 @@ def was_validated(trainer: L.Trainer) -> bool:
     every: int = trainer.check_val_every_n_epoch or 1
     done: int = trainer.current_epoch + 1
     return done % every == 0
+
+
+def not_logged(key: str, metric: str | None, logged: Iterable[str]) -> str:
+    """Say that a metric which a setting names never came."""
+    names = sorted(m for m in logged if not m.endswith(("_step", "_epoch")))
+    return f"{key}: '{metric}' was not logged; logged: {', '.join(names)}.{did_you_mean(str(metric), names)}"
 
 
 class History(L.Callback):

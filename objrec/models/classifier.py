@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +12,26 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from objrec.config.errors import UserError
+from objrec.config.metrics import with_mode
 from objrec.datamodules.sampling import InOrder
+from objrec.models.callbacks import not_logged, was_validated
 from objrec.models.construct import construct
 from objrec.models.finetuning import Freeze, parameter_groups
 from objrec.models.resizing import ProgressiveResize
+from objrec.models.schedules import momentum_cycle
 
+LOWER_IT = "lower train.learning_rate, set train.gradient_clip=1, or compute.precision=32"
+NEVER = 2**31  # epochs between two of Lightning's own steps of a plateau: see on_train_epoch_end
 FINITE_EVERY = 50  # steps between two looks at the loss where a look waits for the accelerator
+
+
+class Diverged(UserError):
+    """A loss is not finite: the weights are lost."""
 
 
 class Classifier(L.LightningModule):
@@ -71,12 +83,16 @@ class Classifier(L.LightningModule):
         # device, so that no step waits for it
         self._train, self._val = torch.zeros(3), torch.zeros(3)
         self._bad_step = torch.tensor(torch.inf)
+        self._stopped = False
+        self._planned = 0  # epochs of the training that is resumed, where this one has more
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float (N, 3, H, W) to logits (N, classes)."""
         return self.model(images)  # type: ignore[no-any-return]
 
     def on_fit_start(self) -> None:
+        if self._stopped:  # Lightning forgets that early stopping had ended the training that is resumed
+            self.trainer.should_stop = True
         self._train, self._val = self._train.to(self.device), self._val.to(self.device)
         self._bad_step = self._bad_step.to(self.device)
 
@@ -100,15 +116,19 @@ class Classifier(L.LightningModule):
             self._bad_step = torch.where(loss.isfinite(), self._bad_step, torch.minimum(self._bad_step, step))
         if loss.device.type == "cpu" or batch_idx % FINITE_EVERY == 0:
             self.check_finite()
-        return loss
+        share = self._share(batch_idx)
+        return loss if share == 1 else loss * share
+
+    def _share(self, batch_idx: int) -> float:
+        """Weigh a batch of an epoch's last step, which may have fewer batches than Lightning divides by."""
+        batches, together = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        left = int(batches) % together
+        return together / left if left and batch_idx >= batches - left else 1.0
 
     def check_finite(self) -> None:
         """Raise UserError when a loss since the start was not finite."""
         if (step := self._bad_step.item()) != torch.inf:
-            raise UserError(
-                f"the loss is not finite at step {step:.0f} (epoch {self.current_epoch}): "
-                "lower train.learning_rate, set train.gradient_clip=1, or compute.precision=32"
-            )
+            raise Diverged(f"the loss is not finite at step {step:.0f} (epoch {self.current_epoch}): {LOWER_IT}")
 
     def on_train_epoch_start(self) -> None:
         self._train.zero_()
@@ -146,15 +166,51 @@ class Classifier(L.LightningModule):
         if train[2]:
             metrics |= {"train/loss": train[0] / train[2], "train/acc": train[1] / train[2]}
         metrics["val/loss"] = val[0] / val[2]
+        if not math.isfinite(metrics["val/loss"]):  # the last step may have lost the weights
+            raise Diverged(
+                f"the validation loss is not finite at step {self.global_step} (epoch {self.current_epoch}): {LOWER_IT}"
+            )
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name in ("train/loss", "val/loss", "val/acc"), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()  # nothing is carried on from weights that are lost
         checkpoint["train_totals"] = self._train.cpu()
+        checkpoint["max_epochs"] = self.trainer.max_epochs
+        checkpoint["stopped"] = self.trainer.should_stop
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._train = checkpoint["train_totals"]
+        self._stopped = checkpoint["stopped"]
+        if checkpoint["max_epochs"] != self.trainer.max_epochs:
+            self._planned = checkpoint["max_epochs"]
+            for state in checkpoint["lr_schedulers"]:  # these span the epochs that are now wanted
+                state.pop("total_steps", None)
+                state.pop("_schedule_phases", None)
+
+    def on_train_start(self) -> None:
+        """Put a schedule that has become longer where it is by now: the rate in the optimizer is of the old one."""
+        if self._planned and self._spans_run():
+            (entry,) = self.trainer.lr_scheduler_configs
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "please use get_last_lr", which is of the old schedule
+                rates = entry.scheduler.get_lr()
+            for group, rate in zip(entry.scheduler.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _spans_run(self) -> bool:
+        """Whether the scheduler is told how many steps the whole training has."""
+        node = self.scheduler_node
+        return node.get("total_steps") == "auto" or node["_target_"].endswith(("CosineWarmup", "LinearDecay"))
+
+    def on_train_epoch_end(self) -> None:
+        """Step a plateau here, before the checkpoint of the epoch: Lightning does so after it, and never again."""
+        (entry,) = self.trainer.lr_scheduler_configs
+        if isinstance(entry.scheduler, ReduceLROnPlateau) and was_validated(self.trainer):
+            metrics = self.trainer.callback_metrics
+            if entry.monitor not in metrics:
+                raise UserError(not_logged("scheduler.monitor", entry.monitor, metrics))
+            entry.scheduler.step(metrics[entry.monitor])
 
     def configure_gradient_clipping(
         self,
@@ -186,14 +242,18 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
         options = dict(self.scheduler_node)
+        options = with_mode(options)
         interval, monitor = options.pop("interval"), options.pop("monitor")
-        total = int(self.trainer.estimated_stepping_batches)
         target = options.pop("_target_")
-        if options.get("total_steps") == "auto" or target.endswith(("CosineWarmup", "LinearDecay")):
-            options["total_steps"] = total
+        if self._spans_run():
+            options["total_steps"] = int(self.trainer.estimated_stepping_batches)
         if "max_lr" in options:
             scale = options["max_lr"] / self.optimizer_node["lr"]
             options["max_lr"] = [group["lr"] * scale for group in optimizer.param_groups]
+        if target.endswith("OneCycleLR"):
+            options = {**momentum_cycle(optimizer, options.pop("momentum_swing", 0.0)), **options}
         scheduler = construct(target, options, "scheduler", optimizer)
         entry = {"scheduler": scheduler, "interval": interval, **({"monitor": monitor} if monitor else {})}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            entry["frequency"] = NEVER
         return {"optimizer": optimizer, "lr_scheduler": entry}

@@ -76,10 +76,19 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
 
 def export_onnx(model: nn.Module, path: Path, images: Tensor) -> None:
     """Write ``model`` as ONNX (input ``input``: float32 (N, 3, H, W), output ``logits``) and compare on ``images``."""
+    found = write_onnx(model, path, images)
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    difference = float(np.abs(found - expected).max())
+    if difference > TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise RuntimeError(f"the ONNX model differs from the original by {difference:.2g} in a logit")
+
+
+def write_onnx(model: nn.Module, path: Path, images: Tensor) -> Any:
+    """Write ``model`` as ONNX and return its logits of ``images``: float32 (N, classes). Raises what torch raises."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # the exporter based on TorchScript is deprecated: 10 times faster, equal results
+        # the exporter based on TorchScript is deprecated: 10 times faster, equal results
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
             (images[:1],),
@@ -93,11 +102,7 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor) -> None:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"input": images.numpy()})
-    with torch.inference_mode():
-        expected = model(images).numpy()
-    difference = float(np.abs(found - expected).max())
-    if difference > TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise RuntimeError(f"the ONNX model differs from the original by {difference:.2g} in a logit")
+    return found
 
 
 def git_commit() -> str | None:

@@ -1,12 +1,12 @@
-"""An interrupted training is carried on: what its checkpoints belong to, and when they are written."""
+"""Resuming a training: what its checkpoints belong to, and when they are written."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,32 +14,37 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-OWN = ("settings.sha256", "found.json", ".found.json", "mlflow_run")
+from objrec.config.errors import UserError
+
+OWN = ("settings.sha256", "settings.json", ".settings.json", "found.json", ".found.json", "mlflow_run")
 CURVES = ("metrics.csv", "per_class.csv", "curves.png", "batch.png", "lr_finder.png")
 TERMINATED = 143  # exit status after SIGTERM, as a shell counts it
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder of one training's checkpoints."""
+    """The folder of one training's checkpoints.
+
+    Attributes:
+        longer: whether the training that left them was to have fewer epochs.
+    """
 
     folder: Path
+    longer: bool = False
 
     @property
     def last(self) -> Path:
-        """Where an interrupted training carries on."""
+        """Where an interrupted training resumes."""
         return self.folder / "last.ckpt"
 
     @property
     def found(self) -> dict[str, Any]:
-        """What was measured before the first step, such as the batch size: a resumed run does not measure again."""
+        """What a resumed run does not do again: measured batch size and rate, and in the end the best epoch."""
         path = self.folder / "found.json"
         return dict(json.loads(path.read_text())) if path.is_file() else {}
 
     def remember(self, found: dict[str, Any]) -> None:
-        beside = self.folder / ".found.json"
-        beside.write_text(json.dumps(found))
-        beside.replace(self.folder / "found.json")
+        _write(self.folder / "found.json", found)
 
     def remove(self) -> None:
         """Remove the folder; what is not a training's own stays."""
@@ -50,16 +55,65 @@ class Checkpoints:
             self.folder.rmdir()
 
 
-def open_checkpoints(training_dir: Path, identity: Any, resume: Literal["auto", "never"]) -> Checkpoints:
-    """Return the checkpoint folder, emptied when what it holds is of other settings or other data, or not wanted."""
+def open_checkpoints(training_dir: Path, identity: Mapping[str, Any], resume: Literal["auto", "never"]) -> Checkpoints:
+    """Return the folder of checkpoints: of this training, or of the same one with fewer epochs.
+
+    Args:
+        identity: the settings that shape the training, and its data.
+        resume: ``never`` removes what is there.
+
+    Raises:
+        UserError: it holds the checkpoints of another training, or the model folder a finished one without any.
+    """
     folder = training_dir / "checkpoints"
-    mark = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    owner = folder / "settings.sha256"
-    if folder.exists() and (resume == "never" or not (owner.is_file() and owner.read_text() == mark)):
+    owner = folder / "settings.json"
+    longer = False
+    if resume == "never" and training_dir.exists():
         _clear(training_dir)
+    elif (folder / "last.ckpt").is_file():
+        before = json.loads(owner.read_text()) if owner.is_file() else {}
+        longer = _is_longer(before, identity, training_dir)
+    elif (training_dir.parent / "model.json").is_file() and (training_dir / "metrics.csv").is_file():
+        raise UserError(
+            f"{training_dir.parent} holds a finished training, whose checkpoints were not kept "
+            "(train.keep_checkpoints=true): give another folder, or train.resume=never to train anew there"
+        )
+    elif folder.exists():
+        Checkpoints(folder).remove()  # nothing was trained yet
     folder.mkdir(parents=True, exist_ok=True)
-    owner.write_text(mark)
-    return Checkpoints(folder)
+    checkpoints = Checkpoints(folder, longer)
+    if longer:
+        checkpoints.remember({k: v for k, v in checkpoints.found.items() if k != "best"})
+    _write(owner, identity)
+    return checkpoints
+
+
+def _is_longer(before: Mapping[str, Any], now: Mapping[str, Any], training_dir: Path) -> bool:
+    """Whether only ``train.max_epochs`` has grown since ``before``. Raises UserError for any other difference."""
+    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k != "train.keep_checkpoints"]
+    if not changed:
+        return False
+    if changed == ["train.max_epochs"] and old[changed[0]] < new[changed[0]]:
+        return True
+    said = [f"{k} {old.get(k)} → {new.get(k)}" if k != "data" else "the training data" for k in sorted(changed)]
+    what = ", ".join(said[:4]) + (", ..." if len(said) > 4 else "") if before else "unknown settings"
+    raise UserError(
+        f"{training_dir} holds the checkpoints of a training with other settings ({what}). Resume it with its own "
+        "(only train.max_epochs may grow), give another folder, or discard it with train.resume=never"
+    )
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        return {prefix[:-1]: data}
+    return {k: v for name, value in data.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(json.dumps(data))
+    beside.replace(path)
 
 
 def _clear(training_dir: Path) -> None:
@@ -96,6 +150,13 @@ class MidEpoch(L.Callback):
         if isinstance(exception, SIGTERMException) and trainer.is_global_zero and not _at_end(trainer):
             self._write(trainer)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["folder"] = str(self.path.parent)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let checkpoint callbacks find their files where the folder is now: a run folder may have been moved."""
+        checkpoint["callbacks"] = _moved(checkpoint["callbacks"], checkpoint["folder"], str(self.path.parent))
+
     def _write(self, trainer: L.Trainer) -> None:
         # not trainer.save_checkpoint, which waits for the other processes
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -108,3 +169,11 @@ def _at_end(trainer: L.Trainer) -> bool:
     done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     # within an accumulation the gradients so far are in no checkpoint
     return done in (0, trainer.num_training_batches) or done % trainer.accumulate_grad_batches != 0
+
+
+def _moved(state: Any, old: str, new: str) -> Any:
+    if isinstance(state, dict):
+        return {_moved(k, old, new): _moved(v, old, new) for k, v in state.items()}
+    if isinstance(state, str) and (state == old or state.startswith(f"{old}/")):
+        return new + state[len(old) :]
+    return state

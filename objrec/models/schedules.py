@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -43,3 +44,21 @@ class LinearDecay(LambdaLR):
             return (step + 1) / rise if step < rise else max(0, total_steps - step) / max(1, total_steps - rise)
 
         super().__init__(optimizer, factor)
+
+
+def momentum_cycle(optimizer: Optimizer, swing: float) -> dict[str, Any]:
+    """Return options of torch's ``OneCycleLR`` that cycle around the momentum that the optimizer has.
+
+    torch's own go from 0.95 to 0.85 and back whatever the optimizer was given: a swing of 0.05 around 0.9.
+
+    Args:
+        swing: to each side of the momentum, or of the first of ``betas``; less where that would leave [0, 1).
+    """
+    momenta = [group["betas"][0] if "betas" in group else group.get("momentum") for group in optimizer.param_groups]
+    if not swing or None in momenta:
+        return {"cycle_momentum": False}
+    swings = [min(swing, m, (1 - m) / 2) for m in momenta]
+    return {
+        "base_momentum": [round(m - s, 9) for m, s in zip(momenta, swings, strict=True)],
+        "max_momentum": [round(m + s, 9) for m, s in zip(momenta, swings, strict=True)],
+    }

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import nn
 
 from objrec.config.errors import UserError
 from objrec.config.load import dump
+from objrec.config.metrics import with_mode
 from objrec.config.schema import Config
 from objrec.datamodules.image_folder import ImageFolderDataModule
 from objrec.images.geometry import Preprocessing
@@ -33,9 +34,9 @@ from objrec.models.backbones import (
     read_weights,
     takes_any_size,
 )
-from objrec.models.callbacks import AtomicCheckpointIO, History
+from objrec.models.callbacks import AtomicCheckpointIO, History, not_logged
 from objrec.models.card import ModelCard
-from objrec.models.classifier import Classifier
+from objrec.models.classifier import Classifier, Diverged
 from objrec.models.construct import construct
 from objrec.models.finetuning import Freeze
 from objrec.models.folder import save_model_folder
@@ -45,6 +46,7 @@ from objrec.models.loggers import make_loggers
 from objrec.models.losses import ClassificationLoss, balanced_weights
 from objrec.models.pictures import FirstBatch
 from objrec.models.progress import Progress, Watching
+from objrec.models.rehearsal import check_backbone, rehearse
 from objrec.models.resizing import ProgressiveResize
 from objrec.models.resume import TERMINATED, Checkpoints, MidEpoch, open_checkpoints
 from objrec.models.trial import find_batch_size, find_learning_rate
@@ -62,47 +64,84 @@ Calibrate = Callable[[Logits, npt.NDArray[np.int64], Callable[[Pixels], Logits]]
 def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, calibrate: Calibrate) -> ModelCard:
     """Train on ``train_dir``, choose the best epoch on ``valid_dir``, write ``model_dir``.
 
-    An interrupted training of the same settings and data that left checkpoints in ``model_dir`` is carried on. SIGTERM
-    writes a checkpoint and exits with status 143.
+    A training of the same settings and data, or of fewer epochs, that left checkpoints in ``model_dir`` is resumed.
+    SIGTERM writes a checkpoint and exits with status 143.
 
     Raises:
         UserError: settings that cannot be met, data that cannot be used, a loss that is not finite, too little memory.
     """
     _quiet()
-    with torch.device("meta"):  # its layers, without weights
-        layers = build_backbone(**backbone_options(config), num_classes=2, image_size=config.preprocess.image_size)
+    layers = check_backbone(backbone_options(config), config.preprocess.image_size)
     hardware = choose_hardware(config.compute, layers)
     print(hardware.reason, flush=True)
     data = _datamodule(config, train_dir, valid_dir)
     identity = {**_as_read(config, keyed_only=True), "data": data.fingerprint}
     training_dir = model_dir / "training"
     checkpoints = open_checkpoints(training_dir, identity, config.train.resume)
-    if checkpoints.last.is_file():
-        print(f"carrying on from {checkpoints.last}", flush=True)
+    if not checkpoints.last.is_file():
+        rehearse(backbone_options(config), config.preprocess.image_size, single=_single(config))
     settled = _settle(config, hardware, data, checkpoints)
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = _classifier(config, data, settled)
     if config.backbone.weights is None and callable(adapt_to := getattr(module.model, "adapt_to", None)):
         adapt_to(torch.cat([images for images, _ in data.some("train", ADAPTED_TO)]))
     trainer = make_trainer(config, hardware, training_dir, checkpoints)
-    try:
-        with memory_advice(settled.batch_size):
-            last = checkpoints.last
-            trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    except SIGTERMException:
-        print(f"terminated after step {trainer.global_step}; started again, the training carries on", flush=True)
-        sys.exit(TERMINATED)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    if "best" not in checkpoints.found:  # else only the export was interrupted
+        _train(trainer, module, data, checkpoints, settled)
     if trainer.is_global_zero:  # of several processes the first writes the folder
         data.trainer = None  # from here on it gives all validation pictures, not one process's share
-        metrics = _take_best(trainer, module)
+        metrics = _take_best(checkpoints, module)
         _write_folder(config, settled, module, data, calibrate, model_dir, metrics)
-        checkpoints.remove()  # the best weights are in the folder now; a finished training needs no other
+        if not config.train.keep_checkpoints:
+            checkpoints.remove()  # the best weights are in the folder now
     trainer.strategy.barrier("the model folder is written")
     if not trainer.is_global_zero:
         sys.exit(0)  # what follows a training, moving its output into place, is for one process too
     return ModelCard.load(model_dir)
+
+
+def _train(
+    trainer: L.Trainer, module: Classifier, data: ImageFolderDataModule, checkpoints: Checkpoints, settled: Settled
+) -> None:
+    """Train, from the last checkpoint on if there is one, and remember which epoch was best."""
+    last = checkpoints.last if checkpoints.last.is_file() else None
+    if last is not None:
+        longer = (
+            f" for more epochs, now {trainer.max_epochs}: the schedule spans all of them" if checkpoints.longer else ""
+        )
+        print(f"Resuming from {last}{longer}", flush=True)
+    try:
+        with memory_advice(settled.batch_size):
+            trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    except SIGTERMException:
+        print(f"Stopped at step {trainer.global_step}. Run the same command again to resume.", flush=True)
+        sys.exit(TERMINATED)
+    except Diverged:
+        if trainer.is_global_zero:
+            checkpoints.remove()  # nobody wants to resume that
+        raise
+    except MisconfigurationException as error:
+        raise UserError(_unmonitored(trainer, error)) from error
+    if trainer.interrupted:
+        kept = f"from {checkpoints.last}" if checkpoints.last.is_file() else "from the beginning: no epoch was finished"
+        print(f"Interrupted in epoch {trainer.current_epoch + 1}. The same run resumes {kept}", flush=True)
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        checkpoints.remember({**checkpoints.found, "best": _best(trainer)})
+
+
+def _single(config: Config) -> bool:
+    """Whether batch norms meet batches of one image."""
+    return config.train.batch_size == 1 and not config.train.freeze_batch_norm and not config.backbone.frozen
+
+
+def _unmonitored(trainer: L.Trainer, error: Exception) -> str:
+    """Say in our words that a callback monitors what was not logged; Lightning's words for anything else."""
+    for callback in trainer.callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in trainer.callback_metrics:
+            return not_logged("callbacks", monitor, trainer.callback_metrics)
+    return str(error).strip().split("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -261,13 +300,13 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
         callbacks.append(Freeze(frozen, batch_norm=config.train.freeze_batch_norm))
     for name, node in config.callbacks.items():
         if node is not None:
-            options = {k: v for k, v in node.items() if k != "_target_"}
+            options = {k: v for k, v in with_mode(node).items() if k != "_target_"}
             if node["_target_"].endswith("ModelCheckpoint"):
-                options["dirpath"] = checkpoints.folder
+                options["dirpath"] = options.get("dirpath") or checkpoints.folder  # one of the user's own stays
                 if config.train.ema is not None:
                     options["save_weights_only"] = False  # the callback that puts the average in is not asked otherwise
             callbacks.append(construct(node["_target_"], options, f"callbacks.{name}"))
-    if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+    if not any(isinstance(c, ModelCheckpoint) and c.monitor is not None for c in callbacks):
         callbacks.append(ModelCheckpoint(dirpath=checkpoints.folder, monitor="val/acc", mode="max", save_last=True))
     callbacks.append(MidEpoch(checkpoints.last, config.train.checkpoint_minutes))
     return L.Trainer(
@@ -325,15 +364,25 @@ def _as_read(config: Config, *, keyed_only: bool = False) -> dict[str, Any]:
     return found
 
 
-def _take_best(trainer: L.Trainer, module: Classifier) -> dict[str, float]:
-    """Load the best checkpoint's weights into ``module``; returns its metrics and epoch."""
-    keeper = trainer.checkpoint_callback
-    assert isinstance(keeper, ModelCheckpoint)
-    saved = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
-    module.load_state_dict(saved["state_dict"])
+def _best(trainer: L.Trainer) -> dict[str, Any]:
+    """Return the file of the best checkpoint, and the metrics and the number of its epoch."""
+    keeper = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None)
+    if not keeper.best_model_path:
+        raise UserError(not_logged("callbacks", keeper.monitor, trainer.callback_metrics))
+    epoch = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)["epoch"]
     history = next(c for c in trainer.callbacks if isinstance(c, History))
-    row = next(r for r in history.rows if r["epoch"] == saved["epoch"])
-    return {k: v for k, v in row.items() if k == "epoch" or k.startswith("val/")}
+    row = next(r for r in history.rows if r["epoch"] == epoch)
+    metrics = {k: v for k, v in row.items() if k == "epoch" or k.startswith("val/")}
+    return {"file": keeper.best_model_path, "metrics": metrics}
+
+
+def _take_best(checkpoints: Checkpoints, module: Classifier) -> dict[str, float]:
+    """Load the best checkpoint's weights into ``module``; returns its metrics and epoch."""
+    best = checkpoints.found["best"]
+    inside = checkpoints.folder / Path(best["file"]).name  # the folder may have been moved since
+    saved = torch.load(inside if inside.is_file() else best["file"], map_location="cpu", weights_only=True)
+    module.load_state_dict(saved["state_dict"])
+    return dict(best["metrics"])
 
 
 def _validation_outputs(

@@ -155,8 +155,9 @@ def _folder(name: str, final: Path, *, resumes: bool, ours: bool) -> Iterator[Pa
     try:
         yield beside
     except UserError:
-        shutil.rmtree(beside, ignore_errors=True)  # nothing of a refused run stays behind
-        _note(beside).unlink(missing_ok=True)
+        if not resumes or _is_empty(beside):  # what was trained so far is the user's; nothing else stays behind
+            shutil.rmtree(beside, ignore_errors=True)
+            _note(beside).unlink(missing_ok=True)
         raise
     if not ours and (problem := _objection(name, final, "folder")):  # put there in the meantime
         raise UserError(f"{problem}; the result is in {beside}")

@@ -32,7 +32,11 @@ def train(config: Config, *, overrides: Sequence[str], run_dir: Path) -> Any:
     data = data_dirs(config, overrides, run_dir)
     model_dir = run_dir / "model"
     model_dir.mkdir(parents=True, exist_ok=True)
-    STEP.run(restrict(config, STEP), {k: data[k] for k in ("train_dir", "valid_dir")}, {"model_dir": model_dir})
+    try:
+        STEP.run(restrict(config, STEP), {k: data[k] for k in ("train_dir", "valid_dir")}, {"model_dir": model_dir})
+    except KeyboardInterrupt:
+        print(f"To resume, give the same command run_dir={run_dir}", flush=True)
+        raise
     card = ModelCard.load(model_dir)
     print(summary(card, config, model_dir, data.get("test_dir")))
     return card
