@@ -24,6 +24,7 @@ def _no_bool(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Share = Annotated[Float, Field(ge=0, le=1)]
+Bits = Annotated[Int, Field(ge=0, le=15)]  # objrec.images.nearby.MAX_DISTANCE
 
 
 def _count_or_auto(value: Any) -> Any:
@@ -81,7 +82,7 @@ class Ingest(Section):
     num_images: Annotated[Int, Field(ge=1)]
     contact: Annotated[str | None, UNKEYED]
     min_size: Annotated[Int, Field(ge=1)]
-    near_duplicate_bits: Annotated[Int, Field(ge=0, le=6)] | None
+    near_duplicate_bits: Bits | None
     exclude: list[str]
     refresh: Annotated[bool, UNKEYED]
     timeout: Annotated[Float, Field(gt=0), UNKEYED]
@@ -118,7 +119,8 @@ class Preprocess(Section):
     image_size: Annotated[Int, Field(ge=8, le=4096)]
     split: Annotated[list[Share], Field(min_length=3, max_length=3)]
     exact_split: bool
-    near_duplicate_bits: Annotated[Int, Field(ge=0, le=6)] | None
+    drop_empty_classes: bool
+    near_duplicate_bits: Bits | None
     jpeg_quality: Annotated[Int, Field(ge=1, le=100)]
     workers: Annotated[Annotated[Int, Field(ge=1)] | None, UNKEYED]
     timeout: Annotated[Float, Field(gt=0), UNKEYED]
@@ -135,6 +137,7 @@ class Preprocess(Section):
 
 class Images(Section):
     max_pixels: Annotated[Int, Field(ge=64)]
+    near_duplicate_bits: Bits | None
 
 
 class Backbone(Section):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from PIL import Image, UnidentifiedImageError
 
 from objrec.images.jpeg import coded_size, decode_jpeg, plain_size
+from objrec.system.reading import read_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,15 +114,10 @@ def decode_stored(data: bytes | Path, *, max_pixels: int, min_size: int = 1, tar
 
     Raises:
         ImageError: with status ``corrupt``, ``unsupported``, ``too_large`` or ``too_small``.
-        FileNotFoundError: there is no such file.
+        UserError: the file cannot be read, which says nothing about the image.
     """
     if isinstance(data, Path):
-        try:
-            data = data.read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ImageError("corrupt", f"cannot be read: {error.strerror}") from None
+        data = read_file(data)
     try:
         if (size := plain_size(data)) is not None:
             _check_size(*size, max_pixels=max_pixels, min_size=min_size)

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final
 
+from objrec.config.errors import UserError
 from objrec.images.decode import ImageError, decode
 from objrec.images.geometry import resize_and_crop
 from objrec.sources.licenses import url_of
@@ -172,7 +173,7 @@ def _thumbnail(path: Path) -> str:
     """A data URL of the picture, small; empty where it cannot be read any more."""
     try:
         image = resize_and_crop(decode(path, max_pixels=1 << 40, target=THUMBNAIL), THUMBNAIL, "bilinear")
-    except (ImageError, OSError):
+    except (ImageError, UserError):
         return ""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=72)

@@ -10,6 +10,7 @@ from objrec.images.decode import ImageError, decode_stored
 from objrec.images.geometry import crop_square
 from objrec.images.hashing import HASHED, hash_picture
 from objrec.images.jpeg import encode_jpeg
+from objrec.system.reading import read_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +33,12 @@ class Crop:
 
 
 def crop_file(path: str, target: str, *, size: int, quality: int, max_pixels: int) -> Crop:
-    """Crop the picture in ``path`` to a square JPEG in ``target``. Never raises for what the file holds."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        return Crop(sha256="", problem=f"corrupt: cannot be read: {error.strerror}")
+    """Crop the picture in ``path`` to a square JPEG in ``target``. Never raises for what the file holds.
+
+    Raises:
+        UserError: the file cannot be read, which says nothing about the image.
+    """
+    data = read_file(path)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         picture = decode_stored(data, max_pixels=max_pixels, target=max(size, HASHED))
