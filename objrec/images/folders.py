@@ -170,7 +170,7 @@ def list_classes(folder: Path, cache_dir: Path | None = None) -> Listing:
     """
     _check_folder(folder)
     began, found, others = time.time_ns(), dict[str, list[Row]](), list[Other]()
-    for entry in _entries(folder):
+    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
         name = entry.name
         if not entry.is_dir():
             if name not in OURS and not name.startswith(".objrec"):
@@ -237,7 +237,7 @@ def not_an_image(name: str, head: Callable[[], bytes]) -> str:
     last = name.rpartition("/")[2]
     if _is_hidden(last) or any(_is_hidden(f) or f in JUNK_FOLDERS for f in name.split("/")[1:-1]):
         return "hidden"
-    if os.path.splitext(last)[1].lower() in USUAL:  # noqa: PTH122  (a Path for each of 200,000 takes a second)
+    if os.path.splitext(last)[1].lower() in USUAL:  # noqa: PTH122 (names of archives, too)
         return ""
     return "" if starts_as_image(head()) else "not_an_image: it does not begin as one"
 
@@ -254,7 +254,7 @@ def _check_folder(folder: Path) -> None:
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            return list(entries)
     except OSError as error:
         raise unreadable(folder, error) from error
 
@@ -276,9 +276,7 @@ def _walk(root: Path, prefix: str, *, hidden: bool) -> tuple[list[Row], list[Oth
             name = inside + entry.name
             if entry.is_dir():
                 todo.append((f"{name}/", hide or entry.name.startswith(".") or entry.name in JUNK_FOLDERS))
-            elif hide:
-                others.append((name, "hidden"))
-            elif reason := _reason(entry):
+            elif reason := "hidden" if hide else _reason(entry):
                 others.append((name, reason))
             else:
                 images.append((name, _stamp(entry)))
@@ -286,9 +284,12 @@ def _walk(root: Path, prefix: str, *, hidden: bool) -> tuple[list[Row], list[Oth
 
 
 def _reason(entry: os.DirEntry[str]) -> str:
+    name = entry.name
+    if name[name.rfind(".") :].lower() in USUAL and name[0] != "." and entry.is_file():
+        return ""  # as ``not_an_image`` says, but there may be 200,000
     if not entry.is_file() and not entry.is_symlink():
         return "special: no file but a device, pipe or socket"
-    return not_an_image(entry.name, lambda: read_file(entry.path, 32))
+    return not_an_image(name, lambda: read_file(entry.path, 32))
 
 
 def _stamp(entry: os.DirEntry[str]) -> Stamp:
