@@ -7,6 +7,7 @@ they do not change what a step produces) and ``SECRET`` (never written anywhere,
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -67,6 +68,7 @@ class Source(Section):
     path: Path
     endpoint: Annotated[str | None, UNKEYED]
     licenses: list[str] | None
+    num_images: Annotated[int | None, UNKEYED] = None  # the default of ingest.num_images, which is what counts
     members: dict[str, Node] | None = None  # of source=[a,b]: the nodes of a and b
 
     @property
@@ -78,8 +80,20 @@ class Source(Section):
         }
 
 
+SOURCES = {  # which of the settings that all nodes share our sources read
+    "SampleSource": ("licenses",),
+    "FolderSource": ("path",),
+    "UrlsSource": ("path", "licenses"),
+    "TorchvisionSource": (),
+    "BingSource": ("endpoint", "licenses"),
+    "CommonsSource": ("endpoint", "licenses"),
+    "OpenverseSource": ("endpoint", "licenses"),
+}
+FINITE = {"FolderSource", "UrlsSource", "TorchvisionSource"}
+
+
 class Ingest(Section):
-    num_images: Annotated[Int, Field(ge=1)]
+    num_images: Annotated[Int, Field(ge=1)] | None
     contact: Annotated[str | None, UNKEYED]
     min_size: Annotated[Int, Field(ge=1)]
     near_duplicate_bits: Bits | None
@@ -434,10 +448,29 @@ class Config(Section):
             return {**data, "force": [*([force] if isinstance(force, str) else force or []), "ingest"]}
         return data
 
+    def _unread(self) -> Iterator[str]:
+        """Name the settings that were given and that the chosen source or augmentation does not read."""
+        targets = self.source.targets
+        if targets <= SOURCES.keys():
+            name = ",".join(sorted(t.removesuffix("Source").lower() for t in targets))
+            reads = {key for target in targets for key in SOURCES[target]}
+            for key, cure in (
+                ("path", ": source=folder takes a folder or an archive, source=urls a list"),
+                ("endpoint", ""),
+                ("licenses", ", for it knows none"),
+            ):
+                if key not in reads and (value := getattr(self.source, key)) is not None:
+                    yield f"source.{key}={value}: source={name} does not read it{cure}"
+        if self.ingest.num_images is None and not targets <= FINITE and targets <= SOURCES.keys():
+            yield "ingest.num_images: null means all, and the source has no end: ingest.num_images=100"
+        for key in ("num_ops", "magnitude"):
+            if self.augmentation.name != "rand" and getattr(self.augmentation, key) is not None:
+                yield f"augmentation.{key}: only augmentation=rand reads it"
+
     @model_validator(mode="after")
     def _rules(self) -> Self:
         """Rules that span sections. Each message begins with the key to change."""
-        problems = []
+        problems = [*self._unread()]
         if "FolderSource" in self.source.targets and self.source.path is None:
             problems.append("source.path: source=folder needs a folder, zip or tar: source.path=PATH")
         if self.source.members == {}:
