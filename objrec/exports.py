@@ -16,7 +16,7 @@ import numpy.typing as npt
 from objrec.config.errors import UserError
 from objrec.evaluation.calibration import softmax
 from objrec.evaluation.inference import Forward, match_classes, read_pictures
-from objrec.images.folders import list_split
+from objrec.images.folders import list_classes
 from objrec.models.card import ModelCard, file_sha256
 from objrec.serving.predictor import Predictor
 
@@ -55,7 +55,7 @@ class Pictures:
     """Labelled test pictures, decoded anew for each model so that any number of them fits into memory."""
 
     def __init__(self, folder: Path, card: ModelCard, *, batch_size: int, max_pixels: int) -> None:
-        split = list_split(folder)
+        split = list_classes(folder)
         to_model = match_classes(split, card)
         self._files = [path for path, _ in split.files]
         self._all_targets = np.array([to_model[target] for _, target in split.files])
@@ -241,7 +241,7 @@ def _write_int8(model_dir: Path, folder: Path, train_dir: Path, num_calibration:
 
     seen: Counter[int] = Counter()
     turns = []
-    for path, target in list_split(train_dir).files:
+    for path, target in list_classes(train_dir).files:
         turns.append((seen[target], target, path))
         seen[target] += 1
     chosen = [path for _, _, path in sorted(turns)[:num_calibration]]

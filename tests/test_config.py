@@ -161,8 +161,32 @@ def test_a_config_folder_of_the_users_own(tmp_path: Path) -> None:
     assert load_config([f"--config-dir={tmp_path}", "classes=fruit"]).classes.names == ["apple", "pear"]
 
 
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["source.path=mine"], "source.path=mine: source=sample does not read it: source=folder takes a folder"),
+        (
+            ["source=folder", "source.path=x", "source.licenses=[by]"],
+            "source=folder does not read it, for it knows none",
+        ),
+        (["source=[openverse,sample]", "source.path=x"], "source=openverse,sample does not read it"),
+        (["augmentation.magnitude=3"], "only augmentation=rand reads it"),
+        (["ingest.num_images=null"], "the source has no end"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(overrides)
+
+
+def test_sources_with_an_end_are_taken_whole_unless_a_number_is_given() -> None:
+    assert load_config([]).ingest.num_images == 100
+    assert load_config(["source=folder", "source.path=x"]).ingest.num_images is None
+    assert load_config(["source=folder", "source.path=x", "ingest.num_images=5"]).ingest.num_images == 5
+
+
 def test_no_default_value_hides_in_the_schema() -> None:
-    optional = {"scale", "ratio", "flip", "pad", "members"}  # of one augmentation or source or another
+    optional = {"scale", "ratio", "flip", "pad", "members", "num_images"}  # of one augmentation or source or another
     for name, section in Config.model_fields.items():
         assert section.is_required(), name
         fields = getattr(section.annotation, "model_fields", {})

@@ -20,12 +20,11 @@ from PIL import Image
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.datamodules import listing as listing_module
 from objrec.datamodules.image_folder import ImageFolderDataModule
-from objrec.datamodules.listing import list_classes
 from objrec.datamodules.sampling import BatchSampler, InOrder, stratified_share
 from objrec.datamodules.store import open_store
-from objrec.images.folders import combine_fingerprint, fingerprint, list_split
+from objrec.images import folders as folders_module
+from objrec.images.folders import content_fingerprint, fingerprint, list_classes
 from objrec.images.geometry import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -136,38 +135,37 @@ def test_the_batch_of_a_file_that_cannot_be_decoded_names_it(root: Path) -> None
 # --- the listing
 
 
-def test_a_listing_is_that_of_list_split(root: Path) -> None:
-    (root / "train" / "empty").mkdir()
-    (root / "train" / "ant" / ".hidden.jpg").write_bytes(b"")
-    (root / "train" / "ant" / "notes.txt").write_text("no picture")
-    (root / "train" / "ant" / "B.JPG").write_bytes((root / "train" / "ant" / "0.jpg").read_bytes())
-    ours, theirs = list_classes(root / "train"), list_split(root / "train")
-    assert ours.classes == theirs.classes
-    assert [(ours.path(i), int(t)) for i, t in enumerate(ours.targets)] == theirs.files
-    assert ours.fingerprint == fingerprint(root / "train")
-
-
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were hashed."""
     names: list[str] = []
-    original = listing_module._sha256
-    monkeypatch.setattr(listing_module, "_sha256", lambda path: names.append(path.name) or original(path))
+    original = folders_module._sha256
+    monkeypatch.setattr(folders_module, "_sha256", lambda path: names.append(path.name) or original(path))
     return names
 
 
-def test_only_what_changed_is_hashed_again(root: Path, hashed: list[str]) -> None:
+def test_only_what_changed_is_hashed_again(root: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders_module, "SETTLED", -(10**12))  # as if the files were old
     train, cache = root / "train", root / "cache"
     first = list_classes(train, cache)
-    assert first.fingerprint == fingerprint(train) and len(hashed) == 25
+    assert first.fingerprint and len(hashed) == 25
     hashed.clear()
     assert list_classes(train, cache).fingerprint == first.fingerprint and not hashed
     (train / "bee" / "1.jpg").write_bytes((train / "bee" / "0.jpg").read_bytes())
     (train / "bee" / "9.jpg").write_bytes((train / "cow" / "0.jpg").read_bytes())
     (train / "ant" / "0.jpg").unlink()
     again = list_classes(train, cache)
-    assert again.fingerprint == fingerprint(train) != first.fingerprint
-    assert sorted(hashed) == ["1.jpg", "9.jpg"] and again.identity != first.identity
+    assert again.fingerprint != first.fingerprint and again.identity != first.identity
+    assert sorted(hashed) == ["1.jpg", "9.jpg"]
+    assert again.fingerprint == fingerprint(train)
+
+
+def test_a_file_that_may_still_change_within_the_clock_s_tick_is_not_remembered(root: Path, hashed: list[str]) -> None:
+    fresh = root / "train" / "ant" / "0.jpg"
+    fresh.write_bytes(fresh.read_bytes())
+    assert list_classes(root / "train", root / "cache").fingerprint
+    hashed.clear()
+    assert list_classes(root / "train", root / "cache").fingerprint and "0.jpg" in hashed
 
 
 def test_a_damaged_memory_of_hashes_is_made_anew(root: Path, hashed: list[str]) -> None:
@@ -178,36 +176,42 @@ def test_a_damaged_memory_of_hashes_is_made_anew(root: Path, hashed: list[str]) 
     assert list_classes(train, cache).fingerprint == expected and len(hashed) == 25
 
 
-def write_split_json(folder: Path, text: str = "written") -> None:
-    summary = {"classes": list(COUNTS), "counts": COUNTS, "fingerprint": text}
-    (folder / "split.json").write_text(json.dumps(summary))
+def test_swapped_class_folders_and_a_file_replaced_under_its_old_time_are_noticed(root: Path) -> None:
+    train, cache = root / "train", root / "cache"
+    for path in train.glob("*/*.jpg"):  # all of one time, and of one size as far as pairs go
+        os.utime(path, ns=(10**18, 10**18))
+    before = list_classes(train, cache)
+    assert before.fingerprint == fingerprint(train)
+    (train / "ant").rename(root / "x")
+    (train / "bee").rename(train / "ant")
+    (root / "x").rename(train / "bee")
+    swapped = list_classes(train, cache)
+    assert swapped.fingerprint == fingerprint(train) != before.fingerprint and swapped.identity != before.identity
+    kept = (train / "cow" / "0.jpg").stat()
+    with (train / "cow" / "0.jpg").open("r+b") as file:  # what cp -p does: same inode, size and time
+        file.seek(kept.st_size // 2)
+        file.write(b"other")
+    os.utime(train / "cow" / "0.jpg", ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    again = list_classes(train, cache)
+    assert again.fingerprint == fingerprint(train) != swapped.fingerprint
 
 
-def test_split_json_is_trusted_until_something_changed(root: Path, hashed: list[str]) -> None:
+def test_what_split_json_says_of_the_raw_images_holds_until_an_image_changes(root: Path) -> None:
     train = root / "train"
-    write_split_json(train)
-    assert list_classes(train).fingerprint == "written" and not hashed
-    changed = train / "cow" / "1.jpg"
-    changed.write_bytes(changed.read_bytes())
-    later = (train / "split.json").stat().st_mtime_ns + 10**6
-    os.utime(changed, ns=(later, later))
-    assert list_classes(train).fingerprint == fingerprint(train)
-
-
-def test_split_json_is_not_trusted_after_an_old_file_was_moved_in(root: Path) -> None:
-    train = root / "train"
-    write_split_json(train)
+    summary = {"fingerprint": fingerprint(train), "raw_fingerprint": "raw", "raw_sha256": "aa bb"}
+    (train / "split.json").write_text(json.dumps(summary))
+    listing = list_classes(train)
+    assert (listing.raw_fingerprint, listing.raw_hashes) == ("raw", ["aa", "bb"])
     (train / "cow" / "1.jpg").unlink()
-    (root / "valid" / "cow" / "1.jpg").rename(train / "cow" / "x.jpg")  # keeps its time
-    later = (train / "split.json").stat().st_mtime_ns + 10**6
-    os.utime(train / "cow", ns=(later, later))  # as the system does, whose clock may be coarse
-    assert list_classes(train).fingerprint == fingerprint(train) != "written"
+    changed = list_classes(train)
+    assert changed.raw_fingerprint == fingerprint(train) and len(changed.raw_hashes) == len(changed.names)
+    assert hashlib.sha256(changed.path(0).read_bytes()).hexdigest()[:16] in changed.raw_hashes
 
 
 def test_an_empty_or_missing_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         list_classes(tmp_path / "none")
-    with pytest.raises(UserError, match="has no pictures"):
+    with pytest.raises(UserError, match="has no images"):
         list_classes(tmp_path)
 
 
@@ -380,4 +384,4 @@ def test_a_fraction_of_the_training_pictures_is_loaded_from_any_cache(root: Path
 
 def test_fingerprints_of_folder_and_rows_agree(root: Path) -> None:
     rows = [(p.parent.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (root / "train").glob("*/*")]
-    assert list_classes(root / "train").fingerprint == combine_fingerprint(rows)
+    assert list_classes(root / "train").fingerprint == content_fingerprint(rows)

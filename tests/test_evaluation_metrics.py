@@ -18,7 +18,7 @@ from sklearn import metrics as judge
 from objrec.evaluation.calibration import softmax
 from objrec.evaluation.compare import mcnemar
 from objrec.evaluation.metrics import wilson
-from objrec.images.folders import combine_fingerprint
+from objrec.images.folders import content_fingerprint
 from objrec.serving.predictor import Predictor
 
 CLASSES = sorted(COLOURS)
@@ -84,7 +84,7 @@ def test_headline_numbers(e: Evaluated) -> None:
     for name, average in (("precision", judge.precision_score), ("recall", judge.recall_score), ("f1", judge.f1_score)):
         expected = average(target, prediction, labels=CLASSES, average="macro", zero_division=0)
         assert m[f"macro_{name}"] == pytest.approx(expected), name
-    assert m["test_data_fingerprint"] == combine_fingerprint(zip(target, e.column("sha256"), strict=True))
+    assert m["test_data_fingerprint"] == content_fingerprint(zip(target, e.column("sha256"), strict=True))
 
 
 def test_probabilities(e: Evaluated) -> None:

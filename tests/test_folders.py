@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +12,9 @@ import pytest
 from PIL import Image
 
 from objrec.config.errors import UserError
-from objrec.images.folders import fingerprint, list_split
+from objrec.images.decode import decode
+from objrec.images.folders import fingerprint, list_classes
+from objrec.system import reading
 
 
 @pytest.fixture
@@ -23,23 +27,94 @@ def split(tmp_path: Path) -> Path:
     return folder
 
 
-def test_lists_classes_and_files_in_order(split: Path) -> None:
-    (split / "split.json").write_text("{}")
-    (split / "cat" / ".hidden.png").write_bytes(b"")
-    (split / "cat" / "notes.txt").write_text("")
-    (split / "cat" / "UP.JPG").write_bytes(b"")
-    (split / ".git").mkdir()
+def png(colour: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (colour, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_every_file_is_listed_as_an_image_or_with_a_reason(split: Path) -> None:
+    for name, data in {
+        "cat/UP.JPG": b"",
+        "cat/0.jfif": png(),
+        "cat/no suffix": png(),
+        "cat/late.crdownload": png(),
+        "cat/sub/deep/1.png": png(),
+        ".net/1.png": png(),
+        "cat/notes.txt": b"not an image",
+        "cat/BMW.txt": b"BMW and other makes, a list",
+        "cat/.hidden.png": png(),
+        "cat/.thumbnails/1.png": png(),
+        "cat/Thumbs.db": b"",
+        "dog/__MACOSX/._0.png": b"",
+        ".git/config": b"",
+        "words/read.me": b"words",
+        "loose.png": png(),
+        "split.json": b"{}",
+    }.items():
+        (split / name).parent.mkdir(parents=True, exist_ok=True)
+        (split / name).write_bytes(data)
     (split / "empty").mkdir()
-    found = list_split(split)
-    assert found.classes == ["cat", "dog"]
+    found = list_classes(split)
+    assert found.classes == [".net", "cat", "dog"]
     assert [(p.relative_to(split).as_posix(), c) for p, c in found.files] == [
-        ("cat/0.png", 0),
-        ("cat/1.png", 0),
-        ("cat/UP.JPG", 0),
-        ("dog/0.png", 1),
-        ("dog/1.png", 1),
+        (".net/1.png", 0),
+        ("cat/0.jfif", 1),
+        ("cat/0.png", 1),
+        ("cat/1.png", 1),
+        ("cat/UP.JPG", 1),
+        ("cat/late.crdownload", 1),
+        ("cat/no suffix", 1),
+        ("cat/sub/deep/1.png", 1),
+        ("dog/0.png", 2),
+        ("dog/1.png", 2),
     ]
-    assert found.others == [split / "cat" / "notes.txt"]
+    assert {name: reason.split(":")[0] for name, reason in found.others} == {
+        "cat/notes.txt": "not_an_image",
+        "cat/BMW.txt": "not_an_image",
+        "cat/.hidden.png": "hidden",
+        "cat/.thumbnails/1.png": "hidden",
+        "cat/Thumbs.db": "hidden",
+        "dog/__MACOSX/._0.png": "hidden",
+        ".git/config": "hidden",
+        "words/read.me": "not_an_image",
+        "loose.png": "stray",
+        "empty/": "empty",
+    }
+
+
+def test_a_loop_of_links_is_entered_once_and_a_name_that_is_not_utf8_is_read(split: Path) -> None:
+    (split / "cat" / "again").symlink_to(split / "cat")
+    odd = os.fsencode(split) + b"/caf\xe9"
+    os.mkdir(odd)  # noqa: PTH102
+    with open(odd + b"/\xe9t\xe9.png", "wb") as file:  # noqa: PTH123
+        file.write(png())
+    found = list_classes(split)
+    assert found.classes == ["café", "cat", "dog"] and len(found.names) == 5
+    assert found.path(0).read_bytes() == png() and fingerprint(split) == found.fingerprint
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOENT])
+def test_an_image_that_cannot_be_read_is_an_error_and_no_verdict(
+    split: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    tries: list[str] = []
+
+    def refuse(path: str, *args: object, **options: object) -> None:
+        tries.append(str(path))
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(reading, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(reading, "open", refuse, raising=False)
+    with pytest.raises(UserError, match=r"0\.png cannot be read: .*\. [A-Z]"):
+        decode(split / "cat" / "0.png", max_pixels=100)
+    assert len(tries) == (3 if number in (errno.EIO, errno.ESTALE) else 1)
+
+
+def test_a_link_to_a_drive_that_is_gone_is_an_error(split: Path) -> None:
+    (split / "cat" / "away.jpg").symlink_to("/nowhere/away.jpg")
+    with pytest.raises(UserError, match=r"away\.jpg cannot be read"):
+        list_classes(split)
 
 
 def test_fingerprint_is_of_the_content(split: Path, tmp_path: Path) -> None:
@@ -64,5 +139,5 @@ def test_one_changed_byte_changes_the_fingerprint(split: Path) -> None:
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: (p / "cat").mkdir(parents=True)])
 def test_nothing_there_is_a_users_mistake(tmp_path: Path, make: object) -> None:
     make(tmp_path / "x")  # type: ignore[operator]
-    with pytest.raises(UserError, match="pictures for each class"):
-        list_split(tmp_path / "x")
+    with pytest.raises(UserError, match="images for each class"):
+        list_classes(tmp_path / "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -78,12 +79,32 @@ def test_a_folder_with_every_fault(tmp_path: Path) -> None:
     assert Counter(r["class"] for r in rows if r["status"] == "kept") == {"cat": 3, "dog": 4}
 
 
+def test_all_of_a_folder_is_taken_unless_a_number_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {f"{c}/{i}.jpg": picture(1000 * j + i) for j, c in enumerate("ab") for i in range(103)}
+    path = write_folder(tmp_path / "in", files | {"LICENSE.txt": b"words", "a/.DS_Store": b""})
+    options = ["source=folder", f"source.path={path}"]
+    rows = ingest(tmp_path / "out", *options)
+    assert Counter(r["status"] for r in rows) == {"kept": 206, "unsupported": 1, "stray": 1}
+    assert "not taken" not in capsys.readouterr().err
+    rows = ingest(tmp_path / "less", *options, "ingest.num_images=100")
+    assert Counter(r["status"] for r in rows) == {"kept": 200, "not_taken": 7, "stray": 1}
+    assert "7 of 207 files were not taken" in capsys.readouterr().err
+
+
+def test_a_folder_with_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9/\xe9t\xe9.jpg")
+    path = write_folder(tmp_path / "in", {name: picture(1), "dog/b.jpg": picture(2)})
+    rows = ingest(tmp_path / "out", "source=folder", f"source.path={path}")
+    assert {r["file"].split("/")[0] for r in rows} == {"café", "dog"}
+
+
 def test_bad_candidates_are_replaced(tmp_path: Path) -> None:
     files = {f"{c}/{i}.jpg": picture(1000 * j + i) if i % 3 else b"bad" for j, c in enumerate("ab") for i in range(60)}
     path = write_folder(tmp_path / "in", files)
     rows = ingest(tmp_path / "out", "source=folder", f"source.path={path}", "ingest.num_images=25")
     assert Counter(r["class"] for r in rows if r["status"] == "kept") == {"a": 25, "b": 25}
-    assert len(rows) < 120  # it stopped when it had enough
+    looked_at = [r for r in rows if r["status"] != "not_taken"]
+    assert len(looked_at) < len(rows) == 120  # it stopped when it had enough, and says what it did not take
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,20 @@ def test_missing_ports_are_told_together(workdir: Path) -> None:
     assert [line for line in done.stderr.splitlines() if not line.startswith("error: ")] == []
     assert "train_dir=nowhere: there is no such" in done.stderr and "valid_dir=PATH" in done.stderr
     assert "model_dir=PATH" in done.stderr
+
+
+def test_files_that_change_places_or_bytes_under_their_old_times_are_hashed_again(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(name.encode())
+        os.utime(tmp_path / name / "1.jpg", ns=(10**18, 10**18))
+    time.sleep(0.1)  # until their stamps may be trusted
+    before = scan(tmp_path)
+    assert scan(tmp_path, before) == before
+    for old, new in (("cat", "x"), ("dog", "cat"), ("x", "dog")):
+        (tmp_path / old).rename(tmp_path / new)
+    swapped = scan(tmp_path, before)
+    assert digest_of(swapped) == digest_of(scan(tmp_path)) != digest_of(before)
+    (tmp_path / "cat" / "1.jpg").write_bytes(b"cow")
+    os.utime(tmp_path / "cat" / "1.jpg", ns=(10**18, 10**18))
+    assert digest_of(scan(tmp_path, swapped)) == digest_of(scan(tmp_path)) != digest_of(swapped)

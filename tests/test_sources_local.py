@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import tarfile
 import zipfile
@@ -77,6 +78,101 @@ def test_every_form_offers_the_same_pictures(tmp_path: Path, form: str, top: str
     assert source.class_names() == ["cat", "dog"]
     found = {c.url: source.read(c, max_bytes=10**6) for n in ("cat", "dog") for c in source.candidates(n)}
     assert found == {f"file:{top}{name}": data for name, data in FILES.items()}
+
+
+def images_of(source: FolderSource) -> dict[str, bytes | str]:
+    """What each file gives, or why it gives nothing, by its URL."""
+    found: dict[str, bytes | str] = {}
+    for name in source.class_names():
+        for candidate in source.candidates(name):
+            try:
+                found[candidate.url.removeprefix("file:")] = source.read(candidate, max_bytes=10**6)
+            except ImageError as error:
+                found[candidate.url.removeprefix("file:")] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("form", ["folder", "a.zip", "a.tar"])
+def test_every_file_has_a_class_or_is_a_stray(tmp_path: Path, form: str) -> None:
+    more = {"LICENSE.txt": b"words", "cat/sub/d.jfif": picture(4), ".net/e.jpg": picture(5), "cat/.DS_Store": b""}
+    write = {"folder": write_folder, "a.zip": write_zip, "a.tar": write_tar}[form]
+    wrapped = {f"photos/{n}": d for n, d in (FILES | more).items() if n != ".net/e.jpg"}
+    source = folder_source(write(tmp_path / form, wrapped | {"__MACOSX/photos/cat/._a.jpg": b"x"}))
+    assert source.class_names() == ["cat", "dog"]
+    assert {n for n, _ in source.strays} == {"photos/LICENSE.txt", "__MACOSX/photos/cat/._a.jpg"}
+    read = images_of(source)
+    assert read["photos/cat/sub/d.jfif"] == picture(4) and "hidden" in str(read["photos/cat/.DS_Store"])
+    (tmp_path / "plain").mkdir()
+    plain = folder_source(write(tmp_path / "plain" / form, FILES | more))
+    assert plain.class_names() == [".net", "cat", "dog"] and plain.strays == [("LICENSE.txt", "in no class folder")]
+
+
+def test_backslashes_of_windows_archives_are_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in FILES.items():
+            archive.writestr("\\".join(["set", *name.split("/")]), data)
+    assert images_of(folder_source(path)) == {f"set/{n}": d for n, d in FILES.items()}
+
+
+def test_a_sparse_member_has_zeros_between_its_pieces(tmp_path: Path) -> None:
+    data = b"\xff" * 512 + bytes(1 << 16) + b"\xee" * 512
+    pieces = [(0, 512), (512 + (1 << 16), 512)]
+    for kind in ("0.1", "gnu"):
+        path = tmp_path / f"{kind}.tar"
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT if kind == "0.1" else tarfile.GNU_FORMAT) as archive:
+            info = tarfile.TarInfo("cat/sparse.jpg")
+            info.size = 1024
+            stored = data[:512] + data[-512:]
+            if kind == "0.1":
+                info.pax_headers = {
+                    "GNU.sparse.map": ",".join(f"{o},{n}" for o, n in pieces),
+                    "GNU.sparse.size": str(len(data)),
+                }
+                archive.addfile(info, io.BytesIO(stored))
+            else:
+                info.type = tarfile.GNUTYPE_SPARSE
+                head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+                for i, (offset, size) in enumerate(pieces):
+                    head[386 + 24 * i : 398 + 24 * i] = b"%011o\0" % offset
+                    head[398 + 24 * i : 410 + 24 * i] = b"%011o\0" % size
+                head[483:495] = b"%011o\0" % len(data)
+                head[148:156] = b" " * 8
+                head[148:156] = b"%06o\0 " % sum(head)
+                archive.fileobj.write(bytes(head) + stored)  # type: ignore[union-attr]
+                archive.offset += 512 + 1024  # type: ignore[attr-defined]
+            other = tarfile.TarInfo("dog/c.jpg")
+            other.size = len(FILES["dog/c.jpg"])
+            archive.addfile(other, io.BytesIO(FILES["dog/c.jpg"]))
+        read = images_of(folder_source(path))
+        assert read == {"cat/sparse.jpg": data, "dog/c.jpg": FILES["dog/c.jpg"]}
+
+
+@pytest.mark.parametrize("place, value, message", [(6, 1, "is encrypted"), (8, 9, "compression, Deflate64")])
+def test_a_zip_that_cannot_be_read_says_why(tmp_path: Path, place: int, value: int, message: str) -> None:
+    path = write_zip(tmp_path / "a.zip", FILES)
+    data = bytearray(path.read_bytes())
+    at = -1
+    while (at := data.find(b"PK\x01\x02", at + 1)) >= 0:
+        data[at + 2 + place] = value
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{message}.*unpack it"):
+        folder_source(path)
+
+
+@pytest.mark.parametrize("form", ["folder", "a.tar"])
+def test_names_that_are_not_utf8_are_read(tmp_path: Path, form: str) -> None:
+    files = {os.fsdecode(b"caf\xe9/\xe9t\xe9.jpg"): picture(1), "dog/c.jpg": picture(2)}
+    source = folder_source((write_folder if form == "folder" else write_tar)(tmp_path / form, files))
+    assert source.class_names() == ["café", "dog"]
+    assert images_of(source) == {"caf\\udce9/\\udce9t\\udce9.jpg": picture(1), "dog/c.jpg": picture(2)}
+
+
+def test_a_folder_s_file_that_cannot_be_read_now_is_an_error(tmp_path: Path) -> None:
+    source = folder_source(write_folder(tmp_path / "in", FILES))
+    (tmp_path / "in" / "cat" / "a.jpg").unlink()
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read: .*run again"):
+        images_of(source)
 
 
 def test_a_picture_above_the_limit_is_not_read(tmp_path: Path) -> None:

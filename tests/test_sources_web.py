@@ -502,7 +502,7 @@ def test_a_list_of_sources_is_several_sources() -> None:
         (["source=urls"], "needs a list"),
         (["source=commons", "ingest.contact=me"], "e-mail address or a URL"),
         (["ingest.exclude=[abc]"], "16 digits"),
-        (["ingest.near_duplicate_bits=8"], "near_duplicate_bits"),
+        (["ingest.near_duplicate_bits=16"], "near_duplicate_bits"),
     ],
 )
 def test_mistakes_in_the_configuration(overrides: list[str], message: str) -> None:

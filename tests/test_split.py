@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +20,13 @@ from PIL import Image
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
+from objrec.datamodules import split as split_module
 from objrec.datamodules.split import SPLITS, assign_splits
-from objrec.images.folders import fingerprint
+from objrec.images.folders import fingerprint, list_classes
 from objrec.images.nearby import is_featureless
 from objrec.pipeline.step import restrict
 from objrec.steps.preprocess import STEP
+from objrec.system import reading
 
 SHARES = [0.7, 0.2, 0.1]
 
@@ -42,7 +48,7 @@ def distinct(count: int, class_name: str = "a") -> list[Fake]:
 
 
 def place(
-    pictures: list[Fake], *, seed: int = 0, exact: bool = False, distance: int | None = 6
+    pictures: list[Fake], *, seed: int = 0, exact: bool = False, distance: int | None = 14
 ) -> dict[str, str | None]:
     assigned = assign_splits(pictures, shares=SHARES, seed=seed, distance=distance, exact=exact)
     return {p.sha256: s for p, s in zip(pictures, assigned.splits, strict=True)}
@@ -59,7 +65,7 @@ def data_sets(draw: st.DrawFn) -> list[Fake]:
     for family in range(draw(st.integers(1, 12))):
         code, coarse = random.getrandbits(128), random.getrandbits(24)
         for member in range(draw(st.integers(2, 6))):
-            for bit in random.sample(range(128), draw(st.integers(0, 4))):
+            for bit in random.sample(range(128), draw(st.integers(0, 9))):
                 code ^= 1 << bit  # from one member to the next: the last may be far from the first
             if draw(st.booleans()):
                 coarse = random.getrandbits(24)
@@ -69,7 +75,7 @@ def data_sets(draw: st.DrawFn) -> list[Fake]:
 
 def near(a: Fake, b: Fake) -> bool:
     """By definition, without the index."""
-    return not any(is_featureless(p.code) for p in (a, b)) and (a.code ^ b.code).bit_count() <= 6
+    return not any(is_featureless(p.code) for p in (a, b)) and (a.code ^ b.code).bit_count() <= 14
 
 
 @given(data_sets(), st.integers(0, 3))
@@ -111,7 +117,7 @@ def test_order_does_not_matter(pictures: list[Fake], exact: bool, random: Random
 @given(data_sets())
 @settings(max_examples=30, deadline=None)
 def test_whoever_is_left_out_has_a_rival_that_stays_more_protected(pictures: list[Fake]) -> None:
-    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=6)
+    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=14)
     assert {i for i, s in enumerate(assigned.splits) if s is None} == set(assigned.rivals)
     for index, rival in assigned.rivals.items():
         assert near(pictures[index], pictures[rival])
@@ -142,7 +148,7 @@ def test_groups_are_what_chains_of_look_alikes_connect(pictures: list[Fake]) -> 
                 for member in group[b.sha256]:
                     group[member] = group[a.sha256]
     expected = {frozenset(g) for g in group.values() if len(g) > 1}
-    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=6)
+    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=14)
     assert {frozenset(pictures[i].sha256 for i in g) for g in assigned.groups} == expected
 
 
@@ -180,11 +186,39 @@ def test_near_duplicates_can_be_let_pass() -> None:
     assert counts[None] == 0 and counts["test"] > 10
 
 
-def test_a_class_too_small_is_told_with_the_cure() -> None:
-    with pytest.raises(UserError, match=r"(?s)class 'b' has 2 distinct pictures.*preprocess.exact_split=true"):
-        place(distinct(300, "a") + distinct(2, "b"))
-    with pytest.raises(UserError, match=r"(?s)class 'b' has 2 distinct pictures.*add pictures"):
-        place(distinct(300, "a") + distinct(2, "b"), exact=True)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_class_too_small_is_told_with_the_cure(exact: bool) -> None:
+    with pytest.raises(UserError, match=r"(?s)class 'b' has 2 distinct images.*add images"):
+        place(distinct(300, "a") + distinct(2, "b"), exact=exact)
+
+
+def test_small_classes_are_split_by_count_and_named() -> None:
+    pictures = [p for name in "abcdef" for p in distinct(21, name)] + distinct(300, "g")
+    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=14)
+    assert assigned.by_count == list("abcdef")
+    for name in "abcdef":
+        counts = Counter(s for p, s in zip(pictures, assigned.splits, strict=True) if p.class_name == name)
+        assert counts == {"train": 15, "valid": 4, "test": 2}
+
+
+def test_a_new_image_of_a_small_class_moves_only_those_at_the_cuts() -> None:
+    old = distinct(40, "a")
+    before, after = place(old + distinct(300, "b")), place([*old, Fake("a", "n" * 64, 5 << 90, 7), *distinct(300, "b")])
+    assert sum(before[p.sha256] != after[p.sha256] for p in old) <= 2
+
+
+def test_a_class_of_which_chance_leaves_a_split_empty_is_split_by_count() -> None:
+    lowest = sorted(distinct(3000), key=lambda p: split_module._place(p, 0, grouped=True))[:500]
+    assigned = assign_splits(lowest, shares=SHARES, seed=0, distance=14)
+    assert assigned.by_count == ["a"] and Counter(assigned.splits)["test"] == 50
+
+
+def test_a_small_class_keeps_near_duplicates_of_a_large_one_on_one_side() -> None:
+    small, large = distinct(20, "s"), distinct(300, "l")
+    twins = [Fake("s", f"t{i}", p.code ^ 1, p.coarse) for i, p in enumerate(large[:10])]
+    placed = place(small + twins + large)
+    for i in range(10):
+        assert len({placed[f"t{i}"], placed[large[i].sha256]} - {None}) == 1
 
 
 def picture(colour: int, size: tuple[int, int] = (80, 50), kind: str = "PNG", **options: object) -> bytes:
@@ -255,9 +289,61 @@ def test_the_fingerprint_is_of_content_alone(raw: Path, tmp_path: Path) -> None:
 def test_a_class_without_a_usable_picture_is_refused_and_nothing_is_left(raw: Path, tmp_path: Path) -> None:
     (raw / "eel").mkdir()
     (raw / "eel" / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"no usable picture of eel \(1 unsupported\)"):
+    with pytest.raises(UserError, match=r"no usable image of eel \(1 unsupported\).*drop_empty_classes=true"):
         preprocess(raw, tmp_path / "out")
     assert not list((tmp_path / "out" / "train").iterdir())
+    summary = preprocess(raw, tmp_path / "again", "preprocess.drop_empty_classes=true")["train"]
+    assert summary["classes"] == ["cat", "dog"]
+    assert [(r["class"], r["reason"].split(":")[0]) for r in summary["left_out"]] == [("eel", "unsupported")]  # type: ignore[attr-defined]
+
+
+def test_every_file_is_in_a_split_or_has_a_row(raw: Path, tmp_path: Path) -> None:
+    (raw / "cat" / "sub").mkdir()
+    (raw / "cat" / "sub" / "x.jfif").write_bytes(picture(70))
+    (raw / "cat" / "notes.txt").write_text("words")
+    (raw / "cat" / ".DS_Store").write_text("words")
+    (raw / "empty").mkdir()
+    (raw / "loose.png").write_bytes(picture(71))
+    with open(os.fsencode(raw) + b"/dog/\xe9.txt", "wb") as file:  # noqa: PTH123
+        file.write(b"words")
+    found = preprocess(raw, tmp_path / "out")
+    rows = {f"{r['class']}/{r['file']}": r["reason"].split(":")[0] for r in found["train"]["left_out"]}  # type: ignore[attr-defined]
+    assert rows.items() >= {
+        ("cat/notes.txt", "not_an_image"),
+        ("cat/.DS_Store", "hidden"),
+        ("empty/", "empty"),
+        ("/loose.png", "stray"),
+        ("dog/é.txt", "not_an_image"),
+    }
+    split = sum(sum(f["counts"].values()) for f in found.values())  # type: ignore[attr-defined]
+    assert split + len(rows) == 40 + 1 + 5
+
+
+def test_the_raw_images_are_on_record(raw: Path, tmp_path: Path) -> None:
+    found = preprocess(raw, tmp_path / "out")
+    other = preprocess(raw, tmp_path / "other", "seed=3", "preprocess.image_size=32")
+    assert {f["raw_fingerprint"] for f in (*found.values(), *other.values())} == {fingerprint(raw)}
+    hashes = [h for f in found.values() for h in f["raw_sha256"].split()]  # type: ignore[attr-defined]
+    assert sorted(hashes) == sorted(hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in raw.glob("*/*"))
+    listing = list_classes(tmp_path / "out" / "train")
+    assert listing.raw_fingerprint == fingerprint(raw)
+    assert listing.raw_hashes == found["train"]["raw_sha256"].split()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_file_that_cannot_be_read_now_ends_the_step(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    whole = reading.open if hasattr(reading, "open") else open
+
+    def refuse(path: str, *args: Any, **options: Any) -> Any:
+        if str(path).endswith("cat/3.png"):
+            raise OSError(number, os.strerror(number))
+        return whole(path, *args, **options)
+
+    monkeypatch.setattr(reading, "open", refuse, raising=False)
+    with pytest.raises(UserError, match=r"cat/3\.png cannot be read"):
+        preprocess(raw, tmp_path / "out")
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ not change what a step produces. No setting is a secret: those come from the env
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -25,6 +26,7 @@ def _no_bool(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1)]
+Bits = Annotated[Int, Field(ge=0, le=15)]  # objrec.images.nearby.MAX_DISTANCE
 
 
 def _count_or_auto(value: Any) -> Any:
@@ -67,6 +69,7 @@ class Source(Section):
     path: Path
     endpoint: Annotated[str | None, UNKEYED]
     licenses: list[str] | None
+    num_images: Annotated[int | None, UNKEYED] = None  # the default of ingest.num_images, which is what counts
     members: dict[str, Node] | None = None  # of source=[a,b]: the nodes of a and b
 
     @property
@@ -78,11 +81,23 @@ class Source(Section):
         }
 
 
+SOURCES = {  # which of the settings that all nodes share our sources read
+    "SampleSource": ("licenses",),
+    "FolderSource": ("path",),
+    "UrlsSource": ("path", "licenses"),
+    "TorchvisionSource": (),
+    "BingSource": ("endpoint", "licenses"),
+    "CommonsSource": ("endpoint", "licenses"),
+    "OpenverseSource": ("endpoint", "licenses"),
+}
+FINITE = {"FolderSource", "UrlsSource", "TorchvisionSource"}
+
+
 class Ingest(Section):
-    num_images: Annotated[Int, Field(ge=1)]
+    num_images: Annotated[Int, Field(ge=1)] | None
     contact: Annotated[str | None, UNKEYED]
     min_size: Annotated[Int, Field(ge=1)]
-    near_duplicate_bits: Annotated[Int, Field(ge=0, le=6)] | None
+    near_duplicate_bits: Bits | None
     exclude: list[str]
     refresh: Annotated[bool, UNKEYED]
     timeout: Annotated[Float, Field(gt=0), UNKEYED]
@@ -119,7 +134,8 @@ class Preprocess(Section):
     image_size: Annotated[Int, Field(ge=8, le=4096)]
     split: Annotated[list[Share], Field(min_length=3, max_length=3)]
     exact_split: bool
-    near_duplicate_bits: Annotated[Int, Field(ge=0, le=6)] | None
+    drop_empty_classes: bool
+    near_duplicate_bits: Bits | None
     jpeg_quality: Annotated[Int, Field(ge=1, le=100)] | None
     workers: Annotated[Annotated[Int, Field(ge=1)] | None, UNKEYED]
     timeout: Annotated[Float, Field(gt=0), UNKEYED]
@@ -136,6 +152,7 @@ class Preprocess(Section):
 
 class Images(Section):
     max_pixels: Annotated[Int, Field(ge=64)]
+    near_duplicate_bits: Bits | None
 
 
 class Backbone(Section):
@@ -459,10 +476,29 @@ class Config(Section):
             return {**data, "force": [*([force] if isinstance(force, str) else force or []), "ingest"]}
         return data
 
+    def _unread(self) -> Iterator[str]:
+        """Name the settings that were given and that the chosen source or augmentation does not read."""
+        targets = self.source.targets
+        if targets <= SOURCES.keys():
+            name = ",".join(sorted(t.removesuffix("Source").lower() for t in targets))
+            reads = {key for target in targets for key in SOURCES[target]}
+            for key, cure in (
+                ("path", ": source=folder takes a folder or an archive, source=urls a list"),
+                ("endpoint", ""),
+                ("licenses", ", for it knows none"),
+            ):
+                if key not in reads and (value := getattr(self.source, key)) is not None:
+                    yield f"source.{key}={value}: source={name} does not read it{cure}"
+        if self.ingest.num_images is None and not targets <= FINITE and targets <= SOURCES.keys():
+            yield "ingest.num_images: null means all, and the source has no end: ingest.num_images=100"
+        for key in ("num_ops", "magnitude"):
+            if self.augmentation.name != "rand" and getattr(self.augmentation, key) is not None:
+                yield f"augmentation.{key}: only augmentation=rand reads it"
+
     @model_validator(mode="after")
     def _rules(self) -> Self:
         """Rules that span sections. Each message begins with the key to change."""
-        problems = []
+        problems = [*self._unread()]
         if "FolderSource" in self.source.targets and self.source.path is None:
             problems.append("source.path: source=folder needs a folder, zip or tar: source.path=PATH")
         if self.source.members == {}:

@@ -21,11 +21,11 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Augmentation, DataModule
 from objrec.datamodules.augmentation import BatchAugmentation
 from objrec.datamodules.crops import RandomResizedCrop
-from objrec.datamodules.listing import Listing, list_classes, list_pictures
 from objrec.datamodules.loading import Batch, Files, PictureBatches, Source, available_cores, make_loader
 from objrec.datamodules.origin import Origin, find_origin
 from objrec.datamodules.sampling import BatchSampler, Draw, InOrder, stratified_share
 from objrec.datamodules.store import open_store, store_key
+from objrec.images.folders import Listing, list_classes, list_images
 from objrec.images.geometry import Preprocessing
 
 Split = Literal["train", "valid", "test", "predict"]
@@ -82,7 +82,7 @@ class ImageFolderDataModule(L.LightningDataModule):
             if folder is not None:
                 self.listings[name] = _numbered_as(list_classes(folder, cache_dir), self.class_names)
         if predict_dir is not None:
-            self.listings["predict"] = list_pictures(predict_dir)
+            self.listings["predict"] = list_images(predict_dir)
         self._chosen = stratified_share(whole.names, whole.targets, fraction)
         self.train_targets: npt.NDArray[np.int64] = whole.targets[self._chosen]
         fill = [round(255 * m) for m in preprocessing.mean]

@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from objrec.config.errors import UserError
 from objrec.datamodules.crops import Pixels, RandomResizedCrop, resize_into
 from objrec.datamodules.sampling import Draw
+from objrec.images.decode import ImageError
 from objrec.images.geometry import Preprocessing
+from objrec.system.reading import read_file
 
 
 class Batch(NamedTuple):
@@ -54,8 +56,8 @@ class Files:
     def __getitem__(self, index: int) -> Pixels:
         path = self.root / self.names[index]
         try:
-            return self.preprocessing.pixels(path.read_bytes(), max_pixels=self.max_pixels)
-        except (ValueError, FileNotFoundError) as error:
+            return self.preprocessing.pixels(read_file(path), max_pixels=self.max_pixels)
+        except ImageError as error:
             raise UserError(f"{path} cannot be used: {error}. Remove it, or run the preprocess step") from None
 
     def decode(self, indices: range) -> Pixels:

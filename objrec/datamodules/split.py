@@ -9,7 +9,10 @@ go alone, and these places may differ. What gives way here is keeping every pict
   before train. So no kept picture has a near-duplicate on another side; a new picture can take an old one of another
   side out, but never move it; and a test picture always stays.
 
-Exact counts (``exact=True``) come from ranking instead. They keep every picture and every group of near-duplicates
+Chance does badly with few images, and may leave a split of theirs empty: a small class is split by count. Its images
+are ranked by their places and cut at the shares, so that a new image moves only those at the cuts.
+
+Exact counts (``exact=True``) are that for every class. They keep every picture and every group of near-duplicates
 together, and a new picture may then move old ones.
 """
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -28,6 +31,7 @@ from objrec.config.errors import UserError
 from objrec.images.nearby import is_featureless, near_pairs
 
 SPLITS: Final = ("train", "valid", "test")  # from the least protected to the most
+FEW: Final = 8  # images expected in a class's smallest split, under which chance may well leave it empty
 Ints = npt.NDArray[np.int64]
 
 
@@ -53,12 +57,14 @@ class Assignment:
         sides: likewise, but for a picture that is left out the side that it would be on.
         rivals: for a picture that is left out, the index of a near-duplicate on a more protected side.
         groups: groups of more than one near-duplicates (connected by a chain of them), those left out included.
+        by_count: classes that are too small for chance and were split by count; empty with ``exact``.
     """
 
     splits: list[str | None]
     sides: list[str]
     rivals: dict[int, int]
     groups: list[list[int]]
+    by_count: list[str]
 
 
 def assign_splits(
@@ -77,30 +83,54 @@ def assign_splits(
     """
     units = _Units(pictures, grouped=distance is not None)
     places = [_place(p, seed, grouped=distance is not None) for p in pictures]
+    pairs = list(near_pairs(units.codes, distance)) if distance is not None else []
+    for a, b in pairs:
+        units.join(a, b)
+    groups = units.groups()
+    sizes = Counter(p.class_name for p in pictures)
+    few = {name for name, n in sizes.items() if exact or n * min(shares) < FEW}
+    assigned = _assign(pictures, places, shares, units, pairs, groups, few)
+    if more := {name for name in _lacking(pictures, assigned.splits) if sizes[name] >= len(SPLITS)} - few:
+        few |= more  # chance left a split of theirs empty
+        assigned = _assign(pictures, places, shares, units, pairs, groups, few)
+    _refuse_small_classes(pictures, assigned.splits)
+    return replace(assigned, by_count=[] if exact else sorted(few))
+
+
+def _assign(
+    pictures: Sequence[Picture],
+    places: Sequence[float],
+    shares: Sequence[float],
+    units: _Units,
+    pairs: Sequence[tuple[Ints, Ints]],
+    groups: list[list[int]],
+    few: set[str],
+) -> Assignment:
+    """Assign by place, in the classes of ``few`` by count; near-duplicates on a less protected side are left out."""
     level = np.array([(v >= shares[0]) + (v >= shares[0] + shares[1]) for v in places], dtype=np.int64)
+    chosen = [i for i, p in enumerate(pictures) if p.class_name in few]
+    if chosen:
+        within = {i: at for at, i in enumerate(chosen)}
+        inside = [[within[i] for i in group if i in within] for group in groups]
+        ranked = _exactly([pictures[i] for i in chosen], [places[i] for i in chosen], filter(None, inside), shares)
+        level[chosen] = [SPLITS.index(split) for split in ranked]
+    sides = [SPLITS[at] for at in level.tolist()]
+    if len(chosen) == len(pictures):
+        return Assignment([*sides], sides, {}, groups, [])
     highest = units.highest(level)
     beside = highest.copy()  # of a unit and those near it
     rival = np.arange(units.count)
-    for a, b in near_pairs(units.codes, distance) if distance is not None else ():
-        units.join(a, b)
+    for a, b in pairs:
         for x, y in ((a, b), (b, a)):
             higher = highest[y] > beside[x]
             np.maximum.at(beside, x[higher], highest[y[higher]])
             best = higher & (highest[y] == beside[x])
             rival[x[best]] = y[best]
-    groups = units.groups()
-    if exact:
-        sides = _exactly(pictures, places, groups, shares)
-        splits: list[str | None] = [*sides]
-        rivals: dict[int, int] = {}
-    else:
-        out = level < beside[units.of]
-        sides = [SPLITS[at] for at in level.tolist()]
-        splits = [None if gone else side for gone, side in zip(out.tolist(), sides, strict=True)]
-        top = units.first_at(level, highest)
-        rivals = {i: int(top[rival[units.of[i]]]) for i in np.flatnonzero(out).tolist()}
-    _refuse_small_classes(pictures, splits, exact=exact)
-    return Assignment(splits, sides, rivals, groups)
+    out = level < beside[units.of]
+    splits: list[str | None] = [None if gone else side for gone, side in zip(out.tolist(), sides, strict=True)]
+    top = units.first_at(level, highest)
+    rivals = {i: int(top[rival[units.of[i]]]) for i in np.flatnonzero(out).tolist()}
+    return Assignment(splits, sides, rivals, groups, [])
 
 
 class _Units:
@@ -213,15 +243,23 @@ def _counts(count: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def _refuse_small_classes(pictures: Sequence[Picture], splits: Sequence[str | None], *, exact: bool) -> None:
-    found: dict[str, Counter[str | None]] = {p.class_name: Counter() for p in pictures}
+def _lacking(pictures: Sequence[Picture], splits: Sequence[str | None]) -> dict[str, str]:
+    """Return the classes with no image in some split, and its name."""
+    found: dict[str, set[str | None]] = defaultdict(set)
     for picture, split in zip(pictures, splits, strict=True):
-        found[picture.class_name][split] += 1
-    poor = []
-    for name in sorted(found):
-        if missing := [s for s in SPLITS if not found[name][s]]:
-            count = found[name].total() - found[name][None]
-            poor.append(f"class '{name}' has {count} distinct pictures and none of them falls to {missing[0]}")
+        found[picture.class_name].add(split)
+    return {name: next(s for s in SPLITS if s not in has) for name, has in sorted(found.items()) if {*SPLITS} - has}
+
+
+def _refuse_small_classes(pictures: Sequence[Picture], splits: Sequence[str | None]) -> None:
+    kept = Counter(p.class_name for p, split in zip(pictures, splits, strict=True) if split is not None)
+    poor = [
+        f"class '{name}' has {kept[name]} distinct images"
+        + (" that look alike" if kept[name] >= len(SPLITS) else "")
+        + f" and none of them falls to {split}"
+        for name, split in _lacking(pictures, splits).items()
+    ]
     if poor:
-        cure = "add pictures (ingest.num_images)" + ("" if exact else ", or set preprocess.exact_split=true")
-        raise UserError([*poor[:5], f"{len(poor)} of {len(found)} classes are too small to split: {cure}"])
+        count = len({p.class_name for p in pictures})
+        cure = "add images (ingest.num_images), or set preprocess.near_duplicate_bits=null where they only look alike"
+        raise UserError([*poor[:5], f"{len(poor)} of {count} classes are too small to split: {cure}"])

@@ -1,67 +1,60 @@
-"""Test pictures that the model may have seen in training."""
+"""Test images that the model may have seen in training."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from objrec.images.decode import ImageError, decode
-from objrec.images.folders import list_split
-from objrec.images.hashing import difference_hash
-
-MAX_BITS: Final = 12  # of 64: a candidate pair, to be confirmed on the pixels
-MAX_DIFFERENCE: Final = 6.0  # mean absolute difference of the thumbnails' channels, of 255: scaled or recompressed
-THUMB: Final = 16  # pixels a side
+from objrec.images.decode import ImageError, decode_stored
+from objrec.images.folders import list_classes
+from objrec.images.hashing import HASHED, hash_picture
+from objrec.images.nearby import NearbyIndex
+from objrec.system.reading import read_file
 
 
 class _Print(NamedTuple):
-    bits: int
-    thumb: npt.NDArray[np.uint8]
+    sha256: bytes
+    code: int | None  # None: no image
 
 
-def near_duplicates(test: Sequence[Path], train_dir: Path, *, max_pixels: int) -> list[dict[str, Any]]:
-    """Return pairs of a test picture and a training picture that show the same, exact or scaled or recompressed.
+def near_duplicates(
+    test: Sequence[Path], train_dir: Path, *, max_pixels: int, distance: int | None
+) -> list[dict[str, Any]]:
+    """Return pairs of a test image and a training image that show the same, by the rule of ``objrec.images.nearby``.
 
-    Each pair is ``test`` (index), ``train`` (path), ``difference`` (0 to ``MAX_DIFFERENCE``), most alike first; of a
-    test picture only the closest is named. Candidates differ in at most ``MAX_BITS`` of their difference hashes;
-    thumbnails of ``THUMB`` pixels a side confirm them.
+    Each pair is ``test`` (index), ``train`` (name below ``train_dir``), ``bits`` (of 128 that their hashes differ in),
+    most alike first; of a test image only the closest is named. The same bytes are 0 bits apart.
+
+    Args:
+        distance: bits by which near-duplicates may differ; None: only the same bytes count.
     """
-    train = [path for path, _ in list_split(train_dir).files]
+    listing = list_classes(train_dir)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         ours = list(pool.map(lambda p: _fingerprint(p, max_pixels), test))
-        theirs = list(pool.map(lambda p: _fingerprint(p, max_pixels), train))
-    known = [(path, f) for path, f in zip(train, theirs, strict=True) if f is not None]
-    if not known:
-        return []
-    bits = np.array([f.bits for _, f in known], dtype=np.uint64)
+        theirs = list(pool.map(lambda p: _fingerprint(p, max_pixels), (path for path, _ in listing.files)))
+    same = {known.sha256: place for place, known in reversed(list(enumerate(theirs)))}
+    index: NearbyIndex[int] = NearbyIndex(distance or 0)
+    for code, place in {p.code: i for i, p in reversed(list(enumerate(theirs))) if p.code is not None}.items():
+        index.add(code, place)
     found = []
-    for index, mine in enumerate(ours):
-        if mine is None:
-            continue
-        near = np.flatnonzero(np.bitwise_count(bits ^ np.uint64(mine.bits)) <= MAX_BITS)
-        if not len(near):
-            continue
-        thumbs = np.stack([known[i][1].thumb for i in near]).astype(np.int16)
-        differences = np.abs(thumbs - mine.thumb).mean(axis=(1, 2, 3))
-        best = int(differences.argmin())
-        if differences[best] <= MAX_DIFFERENCE:
-            path = known[near[best]][0]
-            name = f"{path.parent.name}/{path.name}"
-            found.append({"test": index, "train": name, "difference": float(differences[best])})
-    return sorted(found, key=lambda pair: (pair["difference"], pair["test"]))
+    for i, mine in enumerate(ours):
+        near = [(0, same[mine.sha256])] if mine.sha256 in same else []
+        if not near and distance is not None and mine.code is not None:
+            near = [(bits, place) for place, bits in index.near(mine.code)]
+        if near:
+            bits, place = min(near)
+            found.append({"test": i, "train": listing.names[place], "bits": bits})
+    return sorted(found, key=lambda pair: (pair["bits"], pair["test"]))
 
 
-def _fingerprint(path: Path, max_pixels: int) -> _Print | None:
+def _fingerprint(path: Path, max_pixels: int) -> _Print:
+    data = read_file(path)
+    sha256 = hashlib.sha256(data).digest()
     try:
-        image = decode(path, max_pixels=max_pixels, target=4 * THUMB)
+        return _Print(sha256, hash_picture(decode_stored(data, max_pixels=max_pixels, target=HASHED)).code)
     except ImageError:
-        return None
-    thumb = image.resize((THUMB, THUMB), Image.Resampling.BOX)
-    return _Print(difference_hash(image), np.asarray(thumb))
+        return _Print(sha256, None)

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.images.decode import ImageError
-from objrec.images.folders import SplitFolder, combine_fingerprint, list_split
+from objrec.images.folders import Listing, content_fingerprint, list_classes
 from objrec.models.card import ModelCard
 from objrec.pipeline.progress import report
+from objrec.system.reading import read_file, shown
 
 Pixels = npt.NDArray[np.uint8]
 Forward = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (N, size, size, 3) -> logits (N, classes)
@@ -27,7 +28,7 @@ DECODED_AHEAD = 3  # batches: enough that the model never waits for a picture, f
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a model said to N pictures, in the order of ``objrec.images.folders.list_split``.
+    """What a model said to N pictures, in the order of ``objrec.images.folders.list_classes``.
 
     Attributes:
         classes: the C classes of the model, in the order of its outputs.
@@ -38,7 +39,7 @@ class Outcome:
         logits: (N, C) float32; rows of unreadable pictures are zero.
         readable: (N,) False where a picture could not be decoded.
         reasons: why, by path.
-        others: files that are no pictures by their names.
+        others: files that are no images of a class.
     """
 
     classes: list[str]
@@ -54,8 +55,8 @@ class Outcome:
     @property
     def fingerprint(self) -> str:
         """The content fingerprint of the test data, as ``objrec.images.folders.fingerprint`` computes it."""
-        names = (path.split("/")[0] for path in self.paths)
-        return combine_fingerprint(zip(names, self.sha256, strict=True))
+        names = (shown(path.split("/")[0]) for path in self.paths)
+        return content_fingerprint(zip(names, self.sha256, strict=True))
 
 
 class Read(NamedTuple):
@@ -66,7 +67,7 @@ class Read(NamedTuple):
     reason: str | None
 
 
-def match_classes(split: SplitFolder, card: ModelCard) -> list[int]:
+def match_classes(split: Listing, card: ModelCard) -> list[int]:
     """Return for each class of ``split`` its index among the model's classes, by name.
 
     Raises:
@@ -97,7 +98,7 @@ def run_model(
     Raises:
         UserError: for a missing or empty folder, or classes that the model does not know.
     """
-    split = list_split(folder)
+    split = list_classes(folder)
     to_model = match_classes(split, card)
     files = [path for path, _ in split.files]
     sha256: list[str] = []
@@ -113,24 +114,20 @@ def run_model(
         logits.append(rows)
         for read in batch:
             if read.reason is not None:
-                reasons[_name(files[len(sha256)])] = read.reason
+                reasons[split.names[len(sha256)]] = read.reason
             sha256.append(read.sha256)
             readable.append(read.pixels is not None)
     return Outcome(
         classes=card.class_names,
         folder=folder,
-        paths=[_name(path) for path in files],
+        paths=split.names,
         sha256=sha256,
         targets=np.array([to_model[target] for _, target in split.files], dtype=np.int64),
         logits=np.concatenate(logits),
         readable=np.array(readable),
         reasons=reasons,
-        others=[_name(path) for path in split.others],
+        others=[name for name, _ in split.others],
     )
-
-
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
 
 
 def read_pictures(
@@ -140,7 +137,7 @@ def read_pictures(
     preprocessing = card.preprocessing
 
     def read(path: Path) -> Read:
-        data = path.read_bytes()
+        data = read_file(path)
         sha256 = hashlib.sha256(data).hexdigest()
         try:
             pixels = preprocessing.pixels(data, max_pixels=max_pixels)

@@ -28,7 +28,7 @@ from objrec.evaluation.heatmaps import Explainer
 from objrec.evaluation.metrics import Predictions, confusion_matrix
 from objrec.evaluation.pictures import draw_confusion_matrix
 from objrec.evaluation.study import Study
-from objrec.images.folders import list_split
+from objrec.images.folders import list_classes
 
 MISTAKES: Final = 24
 UNCERTAIN: Final = 12
@@ -169,7 +169,7 @@ def _history(path: Path) -> list[dict[str, float]]:
 def _counts(train_dir: Path | None) -> dict[str, int] | None:
     if train_dir is None:
         return None
-    split = list_split(train_dir)
+    split = list_classes(train_dir)
     return dict(Counter(split.classes[target] for _, target in split.files))
 
 

@@ -249,15 +249,15 @@ def near_duplicates(study: Study) -> str:
     if not found["checked"]:
         return ""
     if not found["pairs"]:
-        text = "No test picture was found among the training pictures, scaled and recompressed ones included."
+        text = "No test picture was found among the training pictures, near-duplicates included."
         return section("leakage", "Train and test", f'<p class="fine">{text}</p>')
-    rows = [[escape(r["test"]), escape(r["train"]), f"{r['difference']:.2f}"] for r in found["pairs"][:MAX_ROWS]]
+    rows = [[escape(r["test"]), escape(r["train"]), str(r["bits"])] for r in found["pairs"][:MAX_ROWS]]
     return section(
         "leakage",
         "Train and test",
         f'<p class="alert"><b>{_pictures(len(found["pairs"]))} of the test data also in the training data.</b>'
         f" The accuracy may be too good.{_more(found['pairs'])}</p>",
-        table(["test picture", "training picture", "#difference of 255"], rows),
+        table(["test picture", "training picture", "#bits of 128 that differ"], rows),
     )
 
 

@@ -24,7 +24,7 @@ from objrec.evaluation.metrics import (
     summarize,
 )
 from objrec.evaluation.perturb import PERTURBATIONS, STRENGTHS, perturb
-from objrec.images.decode import SUFFIXES
+from objrec.images.folders import list_images
 from objrec.models.card import ModelCard
 
 NUM_OUTLIERS: Final = 60  # few enough not to be felt beside the test pictures
@@ -50,6 +50,7 @@ class Settings:
 
     batch_size: int
     max_pixels: int
+    near_duplicate_bits: int | None
     slices: bool = False
     robustness: bool = False
 
@@ -158,7 +159,7 @@ def _duplicates(outcome: Outcome, train_dir: Path | None, settings: Settings) ->
     if train_dir is None:
         return {"checked": False, "pairs": []}
     paths = [outcome.folder / path for path in outcome.paths]
-    pairs = near_duplicates(paths, train_dir, max_pixels=settings.max_pixels)
+    pairs = near_duplicates(paths, train_dir, max_pixels=settings.max_pixels, distance=settings.near_duplicate_bits)
     return {"checked": True, "pairs": [{**pair, "test": outcome.paths[pair["test"]]} for pair in pairs]}
 
 
@@ -197,7 +198,8 @@ def _share(mask: npt.NDArray[np.bool_]) -> float:
 
 
 def _outside(model: Model, folder: Path, settings: Settings) -> tuple[list[str], npt.NDArray[np.float32]]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    listing = list_images(folder)
+    files = [path for path, _ in listing.files]
     names: list[str] = []
     logits = []
     batches = read_pictures(files, model.card, batch_size=settings.batch_size, max_pixels=settings.max_pixels)

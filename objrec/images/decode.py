@@ -16,6 +16,7 @@ from objrec.images.formats import FORMATS as FORMATS
 from objrec.images.formats import SUFFIXES as SUFFIXES
 from objrec.images.formats import quieten_libtiff, readable_formats, why_unsupported
 from objrec.images.jpeg import coded_size, decode_jpeg, plain_size
+from objrec.system.reading import read_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,15 +113,10 @@ def decode_stored(
     Raises:
         ImageError: with status ``corrupt``, ``unsupported``, ``too_large`` or ``too_small``.
         NotReduced: ``patient`` is false and the image needs patience.
-        FileNotFoundError: there is no such file.
+        UserError: the file cannot be read, which says nothing about the image.
     """
     if isinstance(data, Path):
-        try:
-            data = data.read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ImageError("corrupt", f"cannot be read: {error.strerror}") from None
+        data = read_file(data)
     try:
         if (size := plain_size(data)) is not None:
             _check_size(*size, max_pixels=max_pixels, min_size=min_size)

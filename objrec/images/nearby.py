@@ -1,4 +1,9 @@
-"""Near-duplicates by perceptual hash, found without comparing all pairs."""
+"""Near-duplicates by perceptual hash, found without comparing all pairs: the one definition for every step.
+
+Two images are near-duplicates when their 128-bit difference hashes (``objrec.images.hashing``) differ in at most
+``images.near_duplicate_bits`` bits. What that finds, and what it takes for one by mistake, is measured in
+``docs/preprocess.md``.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +15,24 @@ from typing import Final, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-BANDS: Final = 7
-BITS: Final = 19  # of the longest band
-# Bit 8 r + c of the hash by rows, and of that by columns, belongs to the band of its diagonal: neighbours on the
-# picture say much the same, so a band whose bits lie far from each other tells more strangers apart.
+BANDS: Final = 8
+BITS: Final = 16  # of a band
+# Bit 8 r + c of the hash by rows, and of that by columns, belongs to the band of its diagonal: neighbours in the
+# image say much the same, so a band whose bits are far from each other tells more images apart.
 SPREAD: Final = [
-    [64 * half + 8 * r + c for half in (0, 1) for r in range(8) for c in range(8) if (3 * r + c + 3 * half) % 7 == band]
+    [64 * half + 8 * r + c for half in (0, 1) for r in range(8) for c in range(8) if (3 * r + c + 3 * half) % 8 == band]
     for band in range(BANDS)
 ]
+MAX_DISTANCE: Final = 2 * BANDS - 1
+FLIPS: Final = [0, *(1 << bit for bit in range(BITS))]
 FEATURELESS: Final = 10  # set or unset bits below which a half of the hash says too little to compare by
+CHUNK: Final = 1 << 21  # pairs compared at once
 T = TypeVar("T")
 Indices = npt.NDArray[np.intp]
 
 
 class Hashed(Protocol):
-    """A picture's 64-bit difference hashes along rows and columns."""
+    """An image's 64-bit difference hashes along rows and columns."""
 
     @property
     def rows(self) -> int: ...
@@ -33,20 +41,20 @@ class Hashed(Protocol):
 
 
 class NearbyIndex(Generic[T]):
-    """Pictures whose 128-bit hashes differ in at most ``distance`` bits.
+    """Images whose 128-bit hashes differ in at most ``distance`` bits.
 
-    The hash is two 64-bit difference hashes, by rows and by columns. By the pigeonhole principle two hashes that differ
-    in fewer bits than there are bands agree in at least one band, so only the pictures that share one are compared
-    (M. Norouzi et al., "Fast Search in Hamming Space with Multi-Index Hashing", 2012). A band has 18 or 19 bits, so
-    few strangers share one, and a caller that inserts no near-duplicates keeps every bucket small.
+    By the pigeonhole principle two hashes that differ in at most ``2 * BANDS - 1`` bits differ in at most one bit of
+    some band, so only the images of 17 buckets of each band are compared (M. Norouzi et al., "Fast Search in Hamming
+    Space with Multi-Index Hashing", 2012).
 
     Args:
-        distance: below the number of bands.
+        distance: at most ``MAX_DISTANCE``.
     """
 
     def __init__(self, distance: int) -> None:
-        assert 0 <= distance < BANDS
+        assert 0 <= distance <= MAX_DISTANCE
         self._distance = distance
+        self._flips = FLIPS if distance >= BANDS else FLIPS[:1]
         # Flat arrays instead of dicts of lists: nothing for the garbage collector to walk through, and a look-up
         # touches few cache lines. Item i is at place i, 0 is none; a bucket is a chain of places through ``_next``.
         self._heads = array("i", bytes(4 * BANDS << BITS))
@@ -54,24 +62,33 @@ class NearbyIndex(Generic[T]):
         self._codes = [0]
         self._items: list[T | None] = [None]
 
-    def find(self, picture: Hashed) -> Iterator[T]:
-        """Yield each inserted item that is near, once."""
-        if _featureless(picture):
-            return
-        code = _code(picture)
-        near: dict[int, None] = {}
-        for key, chain in zip(_bands(code), self._next, strict=True):
-            place = self._heads[key]
-            while place:
-                if (code ^ self._codes[place]).bit_count() <= self._distance:
-                    near[place] = None
-                place = chain[place]
-        yield from (self._items[place] for place in near)  # type: ignore[misc]  # only place 0 holds None
+    def find(self, image: Hashed) -> Iterator[T]:
+        """Yield each inserted item that is near, once, in the order of insertion."""
+        return (item for item, _ in self.near(_code(image)))
 
-    def insert(self, picture: Hashed, item: T) -> None:
-        if _featureless(picture):
+    def near(self, code: int) -> Iterator[tuple[T, int]]:
+        """Yield each inserted item that is near, with the number of bits; ``code`` as for ``near_pairs``."""
+        if is_featureless(code):
             return
-        code, place = _code(picture), len(self._codes)
+        near: dict[int, int] = {}
+        for band, chain in zip(_bands(code), self._next, strict=True):
+            for flip in self._flips:
+                place = self._heads[band ^ flip]
+                while place:
+                    if (bits := (code ^ self._codes[place]).bit_count()) <= self._distance:
+                        near[place] = bits
+                    place = chain[place]
+        for place in sorted(near):
+            yield self._items[place], near[place]  # type: ignore[misc]  # only place 0 holds None
+
+    def insert(self, image: Hashed, item: T) -> None:
+        self.add(_code(image), item)
+
+    def add(self, code: int, item: T) -> None:
+        """Insert by code, as ``insert``."""
+        if is_featureless(code):
+            return
+        place = len(self._codes)
         self._codes.append(code)
         self._items.append(item)
         for key, chain in zip(_bands(code), self._next, strict=True):
@@ -79,8 +96,8 @@ class NearbyIndex(Generic[T]):
             self._heads[key] = place
 
 
-def _code(picture: Hashed) -> int:
-    return picture.rows << 64 | picture.columns
+def _code(image: Hashed) -> int:
+    return image.rows << 64 | image.columns
 
 
 @cache
@@ -100,23 +117,18 @@ def _bands(code: int) -> list[int]:
     return [band << BITS | together >> band * BITS & (1 << BITS) - 1 for band in range(BANDS)]
 
 
-def _featureless(picture: Hashed) -> bool:
-    """Clear skies and logos on white: most cells equal their neighbours, so unlike pictures have like hashes."""
-    return is_featureless(_code(picture))
-
-
 def near_pairs(codes: Sequence[int], distance: int) -> Iterator[tuple[Indices, Indices]]:
-    """Yield the pairs of near-duplicates among many pictures at once, as arrays of indices.
+    """Yield the pairs of near-duplicates among many images at once, as arrays of indices.
 
     Finds what ``NearbyIndex`` finds, by sorting each band instead of keeping buckets, in a tenth of its memory. A pair
-    may come more than once. Time is n log n as long as few strangers agree in a band, and grows with the number
-    of pairs: give equal codes once.
+    may come more than once. Time grows with the number of pairs that agree in all but one bit of a band: give equal
+    codes once.
 
     Args:
         codes: 128 bits each, ``rows << 64 | columns``.
-        distance: below the number of bands.
+        distance: at most ``MAX_DISTANCE``.
     """
-    assert 0 <= distance < BANDS
+    assert 0 <= distance <= MAX_DISTANCE
     raw = np.frombuffer(b"".join(code.to_bytes(16, "big") for code in codes), dtype=np.uint8).reshape(-1, 16)
     words = raw.view(">u8").astype(np.uint64)
     counts = np.bitwise_count(words)
@@ -127,17 +139,29 @@ def near_pairs(codes: Sequence[int], distance: int) -> Iterator[tuple[Indices, I
             value = value << 1 | (raw[used, bit // 8] >> (7 - bit % 8)) & 1
         order = np.argsort(value, kind="stable")
         value, items = value[order], used[order]
-        here, step = np.arange(len(items)), 0
-        while len(here):  # each with the next in its bucket, with the one after that, ...
-            step += 1
-            here = here[here + step < len(items)]
-            here = here[value[here] == value[here + step]]
-            a, b = items[here], items[here + step]
-            near = np.bitwise_count(words[a] ^ words[b]).sum(axis=1) <= distance
-            if near.any():
-                yield a[near], b[near]
+        starts = np.searchsorted(value, np.arange((1 << BITS) + 1))
+        for flip in FLIPS if distance >= BANDS else FLIPS[:1]:
+            here = np.flatnonzero(value & flip == 0)
+            first = starts[value[here] | flip] if flip else here + 1  # in its own bucket only those after it
+            for a, b in _products(here, first, starts[(value[here] | flip) + 1]):
+                a, b = items[a], items[b]
+                near = np.bitwise_count(words[a] ^ words[b]).sum(axis=1) <= distance
+                if near.any():
+                    yield a[near], b[near]
+
+
+def _products(here: Indices, first: Indices, last: Indices) -> Iterator[tuple[Indices, Indices]]:
+    """Yield each of ``here`` with each place from its ``first`` up to its ``last``, some ``CHUNK`` pairs at once."""
+    counts = last - first
+    ends = np.cumsum(counts)
+    cuts = np.searchsorted(ends, np.arange(CHUNK, int(ends[-1]) if len(ends) else 0, CHUNK))
+    for part in np.split(np.arange(len(here)), np.unique(cuts)):
+        each = counts[part]
+        if total := int(each.sum()):
+            offsets = np.arange(total) - np.repeat(np.cumsum(each) - each, each)
+            yield np.repeat(here[part], each), np.repeat(first[part], each) + offsets
 
 
 def is_featureless(code: int) -> bool:
-    """Whether a picture shows too little to tell what it resembles; ``code`` as for ``near_pairs``."""
+    """Whether an image shows too little to tell what it resembles; ``code`` as for ``near_pairs``."""
     return any(not FEATURELESS <= h.bit_count() <= 64 - FEATURELESS for h in (code >> 64, code & (1 << 64) - 1))

@@ -16,14 +16,16 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
 from objrec.ingest.collect import Acquire, Collector, Demands, LocalAcquire, offers_of
 from objrec.ingest.pool import ExaminerPool
-from objrec.ingest.progress import Progress, yield_table
+from objrec.ingest.progress import Progress, asked, yield_table
 from objrec.ingest.report import write_attribution, write_report
-from objrec.ingest.selection import Selection, file_of
+from objrec.ingest.selection import Selection, file_of, row_of
 from objrec.ingest.store import Store
 from objrec.ingest.web import Web, setup_of
 from objrec.pipeline.progress import note
-from objrec.sources.base import LocalSource, Source
+from objrec.sources.base import Candidate, LocalSource, Source
 from objrec.sources.build import build_sources, nodes_of, uses_web
+
+Row = dict[str, Any]
 
 
 def build(config: Config, source_path: Path | None, target: Path) -> None:
@@ -33,21 +35,30 @@ def build(config: Config, source_path: Path | None, target: Path) -> None:
         UserError: a source cannot be used as configured, or a class ended without any picture.
     """
     wanted = config.ingest.num_images
-    selection, class_names, notes = asyncio.run(_collect(config, source_path, target))
+    selection, class_names, notes, untaken = asyncio.run(_collect(config, source_path, target))
     _check(selection, class_names, config, notes)
     rows = list(selection.rows())
     with (target / "manifest.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (*rows, *untaken))
     write_attribution(target / "ATTRIBUTION.md", rows)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         write_report(target / "ingest_report.html", rows, class_names, wanted, notes, pool)
     _tell(selection, class_names, wanted)
+    counts = Counter(row["status"] for row in untaken)
+    if left := counts["not_taken"]:
+        note(f"ingest: {left} of {left + len(rows)} files were not taken (ingest.num_images={wanted}; null takes all)")
+    if strays := counts["stray"]:
+        note(f"ingest: {strays} files in no class folder were passed over, see manifest.jsonl")
 
 
 async def _collect(
     config: Config, source_path: Path | None, target: Path
-) -> tuple[Selection, Sequence[str], list[str]]:
-    """Fill a selection and put the kept pictures in place; return it, the classes, and why anything ended early."""
+) -> tuple[Selection, Sequence[str], list[str], list[Row]]:
+    """Fill a selection and put the kept images in place.
+
+    Returns:
+        It, the classes, why anything ended early, and manifest rows of files that the sources have and it has not.
+    """
     settings = config.ingest
     context: dict[str, Any] = {"seed": config.seed} | ({} if source_path is None else {"path": source_path})
     async with AsyncExitStack() as stack:
@@ -80,7 +91,25 @@ async def _collect(
             await web.settle()
         await examiners.close()  # a class that ended early may have left a picture being written
         _place(selection, target, web.store if web else None)
-    return selection, class_names, notes
+    return selection, class_names, notes, [*_untaken(selection, class_names, sources), *_strays(sources)]
+
+
+def _untaken(selection: Selection, class_names: Sequence[str], sources: Sequence[Source]) -> Iterator[Row]:
+    """Yield a row for each candidate of a source with an end that was not looked at."""
+    seen = {(o.candidate.class_name, o.candidate.url) for o, _ in selection.outcomes()}
+    for source in sources:
+        if getattr(source, "finite", False):
+            for name in (n for n in class_names if n in (source.class_names() or ())):
+                reason = "ingest.class_timeout was over" if selection.missing(name) else "ingest.num_images was reached"
+                for candidate in source.candidates(name):
+                    if (name, candidate.url) not in seen:
+                        yield row_of(candidate, None, "not_taken", reason)
+
+
+def _strays(sources: Sequence[Source]) -> Iterator[Row]:
+    for source in sources:
+        for name, reason in getattr(source, "strays", ()):
+            yield row_of(Candidate(class_name="", source=source.name, url=f"file:{name}"), None, "stray", reason)
 
 
 def _ways(
@@ -156,10 +185,10 @@ def _check(selection: Selection, class_names: Sequence[str], config: Config, not
         raise UserError([*notes, *problems])
 
 
-def _tell(selection: Selection, class_names: Sequence[str], wanted: int) -> None:
+def _tell(selection: Selection, class_names: Sequence[str], wanted: int | None) -> None:
     """Say on the terminal what was kept; the table only where there is more to say than that all went well."""
     statuses: Mapping[str, Mapping[str, int]] = {name: selection.statuses(name) for name in class_names}
     kept = sum(c.get("kept", 0) for c in statuses.values())
-    note(f"ingest: {kept} pictures kept, {wanted} asked for in each of {len(class_names)} classes")
-    if any(set(c) != {"kept"} or c["kept"] < wanted for c in statuses.values()):
+    note(f"ingest: {kept} images kept, {asked(wanted)} asked for in each of {len(class_names)} classes")
+    if any(set(c) != {"kept"} or c["kept"] < (wanted or 0) for c in statuses.values()):
         note(yield_table(statuses, wanted))

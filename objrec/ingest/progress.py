@@ -21,10 +21,10 @@ class Progress:
     """Shows a selection as it grows; use as a context manager.
 
     Args:
-        wanted: pictures for each class.
+        wanted: images for each class; None: all.
     """
 
-    def __init__(self, selection: Selection, class_names: Sequence[str], wanted: int) -> None:
+    def __init__(self, selection: Selection, class_names: Sequence[str], wanted: int | None) -> None:
         self._selection, self._names, self._wanted = selection, class_names, wanted
         self._times: dict[str, deque[float]] = {n: deque(maxlen=RATE_OVER) for n in class_names}
         self._all: deque[float] = deque(maxlen=200)
@@ -53,7 +53,8 @@ class Progress:
             return
         self._told = now
         kept = sum(map(self._selection.kept, self._names))
-        pipeline.report(kept, self._wanted * len(self._names), f"pictures, {_rate(self._all, now)}")
+        total = None if self._wanted is None else self._wanted * len(self._names)
+        pipeline.report(kept, total, f"images, {_rate(self._all, now)}")
         if self._live is not None and now - self._shown > DRAW_EVERY:
             self._shown = now
             self._live.update(self._table(now), refresh=True)
@@ -69,7 +70,9 @@ class Progress:
             pipeline.note(text)
 
     def _open(self) -> str:
-        behind = [f"{n} {self._selection.kept(n)}/{self._wanted}" for n in self._names if self._selection.missing(n)]
+        behind = [
+            f"{n} {self._selection.kept(n)}/{asked(self._wanted)}" for n in self._names if self._selection.missing(n)
+        ]
         return ", ".join(behind[:6]) + (f" and {len(behind) - 6} more" if len(behind) > 6 else "")
 
     def _table(self, now: float) -> Any:
@@ -82,11 +85,11 @@ class Progress:
         for name in shown:
             counts = Counter(self._selection.statuses(name))
             kept = counts.pop("kept", 0)
-            bar = "█" * round(20 * min(1.0, kept / self._wanted))
+            bar = "█" * (0 if self._wanted is None else round(20 * min(1.0, kept / self._wanted)))
             trouble = ", ".join(f"{n} {s}" for s, n in counts.most_common(3))
             table.add_row(
                 name,
-                f"{kept}/{self._wanted}",
+                f"{kept}/{asked(self._wanted)}",
                 f"{bar:<20}",
                 str(counts.total()),
                 _rate(self._times[name], now),
@@ -100,7 +103,12 @@ def _rate(times: Sequence[float], now: float) -> str:
     return f"{len(times) / seconds:.1f}/s" if len(times) > 1 and seconds > 0 else "-"
 
 
-def yield_table(statuses: Mapping[str, Mapping[str, int]], wanted: int) -> str:
+def asked(wanted: int | None, classes: int = 1) -> str:
+    """How many images were asked for, for people."""
+    return "all" if wanted is None else str(wanted * classes)
+
+
+def yield_table(statuses: Mapping[str, Mapping[str, int]], wanted: int | None) -> str:
     """Return the table of what came of each class's candidates, as text."""
     totals: Counter[str] = Counter()
     for counts in statuses.values():
@@ -108,8 +116,8 @@ def yield_table(statuses: Mapping[str, Mapping[str, int]], wanted: int) -> str:
     columns = ["kept", *sorted((s for s in totals if s != "kept"), key=lambda s: -totals[s])]
     lines = [["class", "asked", "found", *columns]]
     for name, counts in statuses.items():
-        lines.append([name, str(wanted), str(sum(counts.values())), *(str(counts.get(c, 0) or "") for c in columns)])
-    lines.append(["all", str(wanted * len(statuses)), str(totals.total()), *(str(totals[c]) for c in columns)])
+        lines.append([name, asked(wanted), str(sum(counts.values())), *(str(counts.get(c, 0) or "") for c in columns)])
+    lines.append(["all", asked(wanted, len(statuses)), str(totals.total()), *(str(totals[c]) for c in columns)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

@@ -14,8 +14,10 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final
 
+from objrec.config.errors import UserError
 from objrec.images.decode import ImageError, decode
 from objrec.images.geometry import resize_and_crop
+from objrec.ingest.progress import asked
 from objrec.sources.licenses import url_of
 
 SHOWN: Final = 40  # thumbnails of a class
@@ -41,13 +43,18 @@ details{margin:.6rem 0}summary{cursor:pointer}li{overflow-wrap:anywhere;font-siz
 
 
 def write_report(
-    path: Path, rows: Sequence[Row], class_names: Sequence[str], wanted: int, notes: Sequence[str], pool: Executor
+    path: Path,
+    rows: Sequence[Row],
+    class_names: Sequence[str],
+    wanted: int | None,
+    notes: Sequence[str],
+    pool: Executor,
 ) -> None:
     """Write the report.
 
     Args:
         path: beside the class folders; thumbnails are made from the pictures there.
-        wanted: pictures for each class.
+        wanted: images for each class; None: all.
         notes: what stopped a source or a class early.
         pool: makes the thumbnails.
     """
@@ -113,7 +120,7 @@ def _license_name(code: str | None) -> str:
     return {"cc0": "CC0"}.get(code, f"CC {code.upper()}" if url_of(code) else code)
 
 
-def _table(by_class: Mapping[str, Sequence[Row]], wanted: int) -> str:
+def _table(by_class: Mapping[str, Sequence[Row]], wanted: int | None) -> str:
     counts = {name: Counter(r["status"] for r in found) for name, found in by_class.items()}
     totals: Counter[str] = Counter()
     for c in counts.values():
@@ -124,16 +131,14 @@ def _table(by_class: Mapping[str, Sequence[Row]], wanted: int) -> str:
     )
     body = ""
     for name, c in counts.items():
-        mark = " class=short" if c["kept"] < wanted else ""
+        mark = " class=short" if wanted is not None and c["kept"] < wanted else ""
         cells = "".join(f"<td>{c[s] or ''}</td>" for s in statuses)
         body += (
-            f'<tr><td><a href="#{_e(name)}">{_e(name)}</a></td><td>{wanted}</td><td>{c.total()}</td>'
+            f'<tr><td><a href="#{_e(name)}">{_e(name)}</a></td><td>{asked(wanted)}</td><td>{c.total()}</td>'
             f"<td{mark}>{c['kept']}</td>{cells}</tr>"
         )
-    sums = "".join(f"<th>{totals[s]}</th>" for s in statuses)
-    foot = (
-        f"<tr><th>all</th><th>{wanted * len(counts)}</th><th>{totals.total()}</th><th>{totals['kept']}</th>{sums}</tr>"
-    )
+    sums = "".join(f"<th>{n}</th>" for n in (totals.total(), totals["kept"], *(totals[s] for s in statuses)))
+    foot = f"<tr><th>all</th><th>{asked(wanted, len(counts))}</th>{sums}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}{foot}</tbody></table>"
 
 
@@ -172,7 +177,7 @@ def _thumbnail(path: Path) -> str:
     """A data URL of the picture, small; empty where it cannot be read any more."""
     try:
         image = resize_and_crop(decode(path, max_pixels=1 << 40, target=THUMBNAIL), THUMBNAIL, "bilinear")
-    except (ImageError, OSError):
+    except (ImageError, UserError):
         return ""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=72)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from objrec.images.nearby import NearbyIndex
 from objrec.ingest.examine import Picture
 from objrec.sources.base import Candidate
+
+ENDLESS: Final = 1 << 40  # images of a class: more than there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +70,12 @@ class Selection:
 
     Args:
         class_names: in the order of the manifest.
-        wanted: pictures for each class.
+        wanted: images for each class; None: all.
         distance: bits of 128 by which near-duplicates may differ, or None: only the same bytes count.
     """
 
-    def __init__(self, class_names: Sequence[str], wanted: int, *, distance: int | None) -> None:
-        self._wanted = wanted
+    def __init__(self, class_names: Sequence[str], wanted: int | None, *, distance: int | None) -> None:
+        self._wanted = ENDLESS if wanted is None else wanted
         self._entries: dict[str, list[_Entry]] = {name: [] for name in class_names}
         self._statuses: dict[str, Counter[str]] = {name: Counter() for name in class_names}
         self._exact: dict[str, dict[str, _Entry]] = {}  # sha256 -> class name -> its original there
@@ -166,6 +168,11 @@ def _row(entry: _Entry) -> dict[str, Any]:
     elif status == "ambiguous":
         others = sorted({(r.class_name, r.outcome.candidate.url) for r in entry.rivals})
         reason = "also found for " + ", ".join(f"{name} ({url})" for name, url in others)
+    return row_of(candidate, picture, status, reason)
+
+
+def row_of(candidate: Candidate, picture: Picture | None, status: str, reason: str | None) -> dict[str, Any]:
+    """Return a row of the manifest."""
     return {
         "class": candidate.class_name,
         "source": candidate.source,

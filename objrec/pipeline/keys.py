@@ -15,6 +15,7 @@ from typing import Any
 from objrec.config.load import dump
 from objrec.config.schema import Config
 from objrec.pipeline.step import Step
+from objrec.system.reading import stamp_of
 
 # Values are hashed as values, and running a step is not what it computes: a change there re-runs nothing.
 NOT_SOURCE = ("objrec.config", "objrec.pipeline", "objrec.steps.__init__")
@@ -112,7 +113,7 @@ class SourceIndex:
 
     def _look(self, path: Path) -> tuple[str, list[str]]:
         stat = path.stat()
-        name, mark = str(path), [stat.st_size, stat.st_mtime_ns]
+        name, mark = str(path), list(stamp_of(stat))
         known = self._known.get(name)
         if known is None or known[0] != mark:
             text = path.read_bytes()

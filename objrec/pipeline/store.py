@@ -20,9 +20,10 @@ from objrec.pipeline import outputs
 from objrec.pipeline.keys import KeyParts
 from objrec.pipeline.progress import note
 from objrec.pipeline.step import Step
+from objrec.system.reading import SETTLED, stamp_of, unreadable
 
 MANIFEST = "manifest.json"
-Row = tuple[int, int, str]  # size in bytes, mtime in ns, sha256
+Row = tuple[int, int, int, int, str]  # the stamp of a file, see ``stamp_of``, and its sha256
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Store:
         shutil.rmtree(self._partial(step, key), ignore_errors=True)
 
     def fingerprint(self, path: Path) -> str:
-        """Return the content digest of a file or folder of the user's; hashes are remembered by size and time."""
+        """Return the content digest of a file or folder of the user's; hashes are remembered by stamp."""
         memory = self.root / "fingerprints" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
         try:
             known = {k: tuple(v) for k, v in json.loads(memory.read_text()).items()}
@@ -163,22 +164,24 @@ def _is_cache(root: Path) -> bool:
 
 
 def scan(path: Path, known: Mapping[str, Row] | None = None) -> dict[str, Row]:
-    """List the files under ``path`` (or the file itself, named ``""``) with size, time and sha256.
+    """List the files under ``path`` (or the file itself, named ``""``) with stamp and sha256.
 
     Args:
-        known: rows of an earlier scan; where size and time agree, the hash is taken from there.
+        known: rows of an earlier scan; where the stamp agrees, the hash is taken from there.
     """
     rows: dict[str, Row] = {}
+    fresh = time.time_ns() - SETTLED
     todo: list[tuple[str, str, os.stat_result]] = []
     for name, place, stat in _walk(path):
         old = (known or {}).get(name)
-        if old is not None and old[:2] == (stat.st_size, stat.st_mtime_ns):
+        if old is not None and old[:4] == stamp_of(stat):
             rows[name] = old
         else:
             todo.append((name, place, stat))
     with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter lock
         for (name, _, stat), sha in zip(todo, pool.map(_sha256, (t[1] for t in todo), chunksize=64), strict=True):
-            rows[name] = (stat.st_size, stat.st_mtime_ns, sha)
+            stamp = stamp_of(stat)
+            rows[name] = (stamp[0], stamp[1], stamp[2] if stamp[2] < fresh else -1, stamp[3], sha)
     return dict(sorted(rows.items()))
 
 
@@ -186,18 +189,18 @@ def digest_of(files: Mapping[str, Row]) -> str:
     """Return one hash for names and contents, free of times."""
     total = hashlib.sha256()
     for name in sorted(files):
-        total.update(f"{name}\0{files[name][2]}\n".encode())
+        total.update(os.fsencode(f"{name}\0{files[name][-1]}\n"))
     return total.hexdigest()
 
 
 def _damage(path: Path, recorded: Mapping[str, Row]) -> str:
-    """Name a file that is missing, extra or altered; empty when all is well. Unchanged size and time are trusted."""
+    """Name a file that is missing, extra or altered; empty when all is well. An unchanged stamp is trusted."""
     present = {name: (place, stat) for name, place, stat in _walk(path)}
     for name in sorted(set(present) ^ set(recorded)):
         return name or "missing"
     for name, (place, stat) in present.items():
-        size, mtime, sha = recorded[name]
-        if stat.st_size != size or (stat.st_mtime_ns != mtime and _sha256(place) != sha):
+        *stamp, sha = recorded[name]
+        if stat.st_size != stamp[0] or (stamp_of(stat) != tuple(stamp) and _sha256(place) != sha):
             return name or "altered"
     return ""
 
@@ -218,5 +221,8 @@ def _walk(path: Path) -> Iterator[tuple[str, str, os.stat_result]]:
 
 
 def _sha256(path: str) -> str:
-    with open(path, "rb") as file:  # noqa: PTH123 (a hot path)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 (a hot path)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error

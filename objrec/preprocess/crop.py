@@ -11,6 +11,7 @@ from objrec.images.decode import ImageError, decode_stored
 from objrec.images.geometry import crop_square
 from objrec.images.hashing import HASHED, hash_picture
 from objrec.images.jpeg import encode_jpeg
+from objrec.system.reading import read_file
 
 FINE_BELOW: Final = 224  # pixels
 QUALITY, FINE_QUALITY = 95, 98  # the encoder alone: 40 dB at 224 px, and at 48 px 38 and 44 dB
@@ -40,11 +41,11 @@ def crop_file(path: str, target: str, *, size: int, quality: int | None, max_pix
 
     Args:
         quality: of the JPEG; None: what the size needs. The 8 x 8 blocks of a small crop hold more detail each.
+
+    Raises:
+        UserError: the file cannot be read, which says nothing about the image.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        return Crop(sha256="", problem=f"corrupt: cannot be read: {error.strerror}")
+    data = read_file(path)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         picture = decode_stored(data, max_pixels=max_pixels, target=max(size, HASHED))

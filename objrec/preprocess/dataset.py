@@ -13,14 +13,14 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
-from objrec.datamodules.listing import list_classes
 from objrec.datamodules.split import SPLITS, assign_splits
-from objrec.images.folders import combine_fingerprint
-from objrec.pipeline.progress import report
+from objrec.images.folders import HASH_DIGITS, Listing, content_fingerprint, list_classes
+from objrec.pipeline.progress import note, report
 from objrec.preprocess.crop import Crop, crop_numbered
 from objrec.preprocess.leakage import write_report
 from objrec.preprocess.pool import FilePool, Lost
-from objrec.preprocess.selection import Picture, count_leakage, list_left_out, select
+from objrec.preprocess.selection import Picture, Selection, count_leakage, list_left_out, select
+from objrec.system.reading import shown
 
 
 def build(config: Config, raw: Path, outputs: Mapping[str, Path]) -> None:
@@ -43,11 +43,10 @@ def build(config: Config, raw: Path, outputs: Mapping[str, Path]) -> None:
 
 def _build(config: Config, raw: Path, outputs: Mapping[str, Path], scratch: Path) -> None:
     settings = config.preprocess
-    selection = select(_crop_all(config, raw, scratch))
-    if empty := selection.empty_classes():
-        told = Counter(row["reason"].split(":")[0] for row in selection.unusable if row["class"] in empty)
-        why = ", ".join(f"{n} {reason}" for reason, n in told.most_common()) or "all are under another class too"
-        raise UserError(f"{raw}: no usable picture of {', '.join(empty)} ({why})")
+    listing = _list(raw)
+    selection = select(_crop_all(config, listing, scratch))
+    selection.unusable += _passed_over(listing)
+    _drop_empty(config, raw, listing, selection)
     assigned = assign_splits(
         selection.kept,
         shares=settings.split,
@@ -55,25 +54,72 @@ def _build(config: Config, raw: Path, outputs: Mapping[str, Path], scratch: Path
         distance=settings.near_duplicate_bits,
         exact=settings.exact_split,
     )
+    if assigned.by_count:
+        note(
+            f"preprocess: {_some(assigned.by_count)} split by count, being too small for chance: "
+            "a new image may move a few of the old ones to another split"
+        )
     counts = count_leakage(selection, assigned)
-    left_out = list_left_out(selection, assigned)
+    about = {
+        "image_size": settings.image_size,
+        "raw_fingerprint": content_fingerprint((p.class_name, p.sha256) for p in selection.kept),
+        "split_by_count": assigned.by_count,
+        "leakage": counts,
+        "left_out": list_left_out(selection, assigned),
+    }
     write_report(outputs["train_dir"] / "leakage.html", selection, assigned, counts)
     for split in SPLITS:
         chosen = [p for p, s in zip(selection.kept, assigned.splits, strict=True) if s == split]
-        about = {"image_size": settings.image_size, "leakage": counts, "left_out": left_out}
         write_split(outputs[f"{split}_dir"], chosen, about)
 
 
-def _crop_all(config: Config, raw: Path, scratch: Path) -> Iterator[Picture]:
-    """Crop every file into ``scratch``, under its number; yield what is known of them in order."""
+def _list(raw: Path) -> Listing:
+    """List the raw images, and say which folders hold none."""
     listing = list_classes(raw)
-    names = listing.names
+    folders = {name.split("/")[0] for name, _ in listing.others if "/" in name and not name.startswith((".", "__"))}
+    if none := sorted(folders - {name.split("/")[0] for name in listing.names}):
+        note(f"preprocess: no image in {_some(none)}: no class")
     if len(listing.classes) < 2:
-        raise UserError(f"{raw} has pictures of one class only ({listing.classes[0]}): two are needed")
+        raise UserError(f"{raw} has images of one class only ({listing.classes[0]}): two are needed")
+    return listing
+
+
+def _passed_over(listing: Listing) -> list[dict[str, str]]:
+    """Return rows of the files that are no image of a class."""
+    rows = []
+    for name, reason in listing.others:
+        folder, _, file = name.rpartition("/") if "/" not in name else name.partition("/")
+        rows.append({"class": shown(folder), "file": shown(file), "reason": reason})
+    return rows
+
+
+def _drop_empty(config: Config, raw: Path, listing: Listing, selection: Selection) -> None:
+    """Refuse a class of which no image is kept, or go on without it where that is asked for."""
+    empty = sorted(set(listing.classes) - {p.class_name for p in selection.kept})
+    if not empty:
+        return
+    counts = Counter(row["reason"].split(":")[0] for row in selection.unusable if row["class"] in empty)
+    why = ", ".join(f"{n} {reason}" for reason, n in counts.most_common()) or "all are under another class too"
+    left = len(listing.classes) - len(empty)
+    if not config.preprocess.drop_empty_classes or left < 2:
+        cure = "" if left < 2 else ". preprocess.drop_empty_classes=true goes on without"
+        raise UserError(f"{raw}: no usable image of {', '.join(empty)} ({why}){cure}")
+    note(f"preprocess: {_some(empty)} dropped: no usable image ({why})")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name up to five classes."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{'class' if len(names) == 1 else 'classes'} {', '.join(names[:5])}{more}"
+
+
+def _crop_all(config: Config, listing: Listing, scratch: Path) -> Iterator[Picture]:
+    """Crop every file into ``scratch``, under its number; yield what is known of them in order."""
+    names = listing.names
     settings = config.preprocess
     work = partial(
         crop_numbered,
-        raw=str(raw),
+        raw=str(listing.root),
         scratch=str(scratch),
         size=settings.image_size,
         quality=settings.jpeg_quality,
@@ -83,10 +129,10 @@ def _crop_all(config: Config, raw: Path, scratch: Path) -> Iterator[Picture]:
     found: list[Crop | None] = [None] * len(names)
     for done, (index, result) in enumerate(pool.results(), 1):
         found[index] = Crop(sha256="", problem=result.reason) if isinstance(result, Lost) else result
-        report(done, len(names), "pictures")
+        report(done, len(names), "images")
     for index, (name, target, crop) in enumerate(zip(names, listing.targets, found, strict=True)):
         assert crop is not None
-        file = name.partition("/")[2]
+        file = shown(name.partition("/")[2])
         yield Picture(class_name=listing.classes[target], file=file, scratch=scratch, number=index, crop=crop)
 
 
@@ -109,7 +155,8 @@ def write_split(folder: Path, pictures: Sequence[Picture], about: Mapping[str, A
     summary = {
         "classes": sorted(counts),
         "counts": dict(sorted(counts.items())),
-        "fingerprint": combine_fingerprint((p.class_name, p.crop.crop_sha256) for p in pictures),
+        "fingerprint": content_fingerprint((p.class_name, p.crop.crop_sha256) for p in pictures),
+        "raw_sha256": " ".join(sorted(p.sha256[:HASH_DIGITS] for p in pictures)),
         **about,
     }
-    (folder / "split.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    (folder / "split.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -64,11 +64,6 @@ class Selection:
     ambiguous: list[list[Picture]] = field(default_factory=list)
     unusable: list[dict[str, str]] = field(default_factory=list)
 
-    def empty_classes(self) -> list[str]:
-        """Return the classes of which no picture is kept, sorted."""
-        named = {row["class"] for row in self.unusable} | {p.class_name for same in self.ambiguous for p in same}
-        return sorted(named - {p.class_name for p in self.kept})
-
 
 def select(files: Iterable[Picture]) -> Selection:
     """Keep one of each picture, none of those found under two classes."""

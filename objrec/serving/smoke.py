@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
-from objrec.images.folders import list_split
+from objrec.images.folders import list_classes
 
 if TYPE_CHECKING:
     from objrec.serving.predictor import Predictor
@@ -85,7 +85,7 @@ def pictures_in_turns(folder: Path) -> list[tuple[str, Path]]:
 
     Any beginning of the list is thus a fair sample. Raises UserError when there is none.
     """
-    split = list_split(folder)
+    split = list_classes(folder)
     files = [(split.classes[target], path) for path, target in split.files]
     groups = [list(group) for _, group in itertools.groupby(files, key=lambda item: item[0])]
     return [item for row in itertools.zip_longest(*groups) for item in row if item is not None]

@@ -43,7 +43,8 @@ class SourceStopped(Exception):
 class Source(Protocol):
     """Offers candidates, best first and without end where it has many: the caller stops when it has enough.
 
-    Constructed from its config node by ``objrec.sources.build``.
+    Constructed from its config node by ``objrec.sources.build``. One that has an end, so that all of it can be taken,
+    says ``finite = True``; one that has files in no class lists them with the reason in ``strays``.
     """
 
     name: str

@@ -11,14 +11,16 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.images.decode import ImageError
+from objrec.images.folders import JUNK_FOLDERS, OURS, STARTS, USUAL, not_an_image
 from objrec.sources.base import Candidate
+from objrec.system.reading import read_file, shown, unreadable
 
-JUNK: Final = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "manifest.jsonl", "split.json", "leakage.html"})
+METHODS: Final = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 97: "WavPack", 98: "PPMd", 99: "AES encryption"}
 SPLITS: Final = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
@@ -33,8 +35,12 @@ class Store(Protocol):
 class FolderSource:
     """A LocalSource of pictures that the user has.
 
-    A single folder around the class folders is ignored, and so are hidden files. Within a class the order follows the
-    hash of the name: the first hundred of a thousand are then a sample of them and not one photographer's Monday.
+    A single folder around the class folders is ignored. Within a class, folders below it included, the order follows
+    the hash of the name: the first hundred of a thousand are then a sample of them and not one photographer's Monday.
+    Files that are passed over by their names (see ``objrec.images.folders``) come last, and ``read`` says why.
+
+    Attributes:
+        strays: (name, reason) of files that are in no class.
 
     Args:
         path: a folder or an archive (.zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz).
@@ -47,6 +53,7 @@ class FolderSource:
     """
 
     name = "folder"
+    finite = True
 
     def __init__(self, *, path: str | Path, max_entries: int, max_unpacked_bytes: int) -> None:
         self._path = Path(path)
@@ -55,7 +62,9 @@ class FolderSource:
         except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UserError(f"source.path={path}: cannot be read: {reason}") from error
-        self._members = _by_class(self._store.sizes, str(path))
+        classes, self.strays = _by_class(self._store.sizes, str(path))
+        self._members = {name: sorted(found, key=_rank) for name, found in classes.items()}
+        self._by_url = {_url(m): m for found in self._members.values() for m in found}
 
     def class_names(self) -> Sequence[str]:
         return sorted(self._members)
@@ -64,17 +73,34 @@ class FolderSource:
         if class_name not in self._members:
             nearest = did_you_mean(class_name, self._members, what="it has")
             raise UserError(f"classes.names: '{class_name}' is not in {self._path}.{nearest}")
-        for member in sorted(self._members[class_name], key=lambda m: hashlib.sha256(m.encode()).digest()):
-            yield Candidate(class_name=class_name, source=self.name, url=f"file:{member}")
+        for member in self._members[class_name]:
+            yield Candidate(class_name=class_name, source=self.name, url=_url(member))
 
     def read(self, candidate: Candidate, *, max_bytes: int) -> bytes:
-        member = candidate.url.removeprefix("file:")
+        member = self._by_url[candidate.url]
+        if _is_passed_over(member):
+            raise ImageError("unsupported", "hidden, or no image by its name")
         if self._store.sizes[member] > max_bytes:
             raise ImageError("too_large", f"{self._store.sizes[member]} bytes, more than ingest.max_bytes={max_bytes}")
         try:
             return self._store.read(member)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except OSError as error:  # of the drive, and not of the image
+            raise unreadable(self._path, error) from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise ImageError("corrupt", f"cannot be read: {error}") from error
+
+
+def _rank(member: str) -> tuple[bool, bytes]:
+    return _is_passed_over(member), hashlib.sha256(os.fsencode(member)).digest()
+
+
+def _url(member: str) -> str:
+    """A name that is not UTF-8 has its other bytes written as ``\\udce9``."""
+    return "file:" + member.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_passed_over(member: str) -> bool:
+    return bool(not_an_image(member, lambda: STARTS[0]))  # by its name alone: what it holds is seen when it is decoded
 
 
 class _Folder:
@@ -90,14 +116,17 @@ class _Folder:
                 folders.clear()
                 continue
             seen.add((entered.st_dev, entered.st_ino))
-            folders[:] = [f for f in folders if not _is_junk(f)]
             for file in files:
                 path = Path(place, file)
-                if not _is_junk(file) and path.is_file():
-                    self.sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+                try:
+                    status = path.stat()
+                except OSError as error:  # a link to a drive that is not there says nothing of the image
+                    raise unreadable(path, error) from error
+                if stat.S_ISREG(status.st_mode):
+                    self.sizes[path.relative_to(root).as_posix()] = status.st_size
 
     def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
+        return read_file(self._root / name)
 
 
 class _Zip:
@@ -106,16 +135,23 @@ class _Zip:
     def __init__(self, path: Path, limits: _Limits) -> None:
         self._archive = zipfile.ZipFile(path)
         self.sizes: dict[str, int] = {}
+        self._infos: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
             limits.count(info.filename, info.file_size)
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 limits.refuse(f"the member '{info.filename}' is a link or a device")
-            if not info.is_dir() and not any(map(_is_junk, PurePosixPath(info.filename).parts)):
-                self.sizes[info.filename] = info.file_size
+            if info.flag_bits & 1 or info.compress_type == 99:
+                limits.refuse("it is encrypted: unpack it with its password, and give the folder")
+            if info.compress_type not in (0, 8, 12, 14):
+                method = METHODS.get(info.compress_type, f"number {info.compress_type}")
+                limits.refuse(f"its compression, {method}, is not known here: unpack it, and give the folder")
+            name = info.filename.replace("\\", "/")  # PowerShell's and .NET's
+            if not name.endswith("/"):
+                self.sizes[name], self._infos[name] = info.file_size, info
 
     def read(self, name: str) -> bytes:
-        return self._archive.read(name)
+        return self._archive.read(self._infos[name])
 
 
 class _Tar:
@@ -124,7 +160,10 @@ class _Tar:
     def __init__(self, path: Path, limits: _Limits) -> None:
         self._file: IO[bytes] = _decompressed(path, limits)
         weakref.finalize(self, self._file.close)
-        self._places: dict[str, int] = {}
+        self._pieces: dict[
+            str, list[tuple[int, int]]
+        ] = {}  # of each member: (offset in it, bytes), one after the other
+        self._places: dict[str, int] = {}  # where the first of them begins
         self.sizes: dict[str, int] = {}
         with tarfile.open(fileobj=self._file, mode="r:") as archive:
             for member in archive:
@@ -132,14 +171,21 @@ class _Tar:
                 if not (member.isreg() or member.isdir()):
                     limits.refuse(f"the member '{member.name}' is a link or a device")
                 name = member.name.removeprefix("./")
-                if member.isreg() and not any(map(_is_junk, PurePosixPath(name).parts)):
+                name = name if "/" in name else name.replace("\\", "/")
+                if member.isreg():
                     self.sizes[name], self._places[name] = member.size, member.offset_data
+                    sparse: Any = member.sparse
+                    self._pieces[name] = sparse if sparse is not None else [(0, member.size)]
 
     def read(self, name: str) -> bytes:
-        data = os.pread(self._file.fileno(), self.sizes[name], self._places[name])
-        if len(data) < self.sizes[name]:
-            raise EOFError("the archive ends within this member")
-        return data
+        found, place = bytearray(self.sizes[name]), self._places[name]
+        for offset, size in self._pieces[name]:  # between the pieces of a sparse file are zeros
+            data = os.pread(self._file.fileno(), size, place)
+            if len(data) < size or offset + size > len(found):
+                raise EOFError("the archive ends within this member")
+            found[offset : offset + size] = data
+            place += size
+        return bytes(found)
 
 
 class _Limits:
@@ -209,31 +255,38 @@ def _decompressed(path: Path, limits: _Limits) -> IO[bytes]:
     return target
 
 
-def _by_class(sizes: dict[str, int], path: str) -> dict[str, list[str]]:
-    """Group member names by the folder that names the class. Raises UserError where that makes fewer than two."""
-    names = [n for n in sizes if "/" in n]
-    depth = 0
-    tops = {n.split("/", 1)[0] for n in names}
-    if len(tops) == 1 and all(n.count("/") >= 2 for n in names):
-        depth = 1
-    classes: dict[str, list[str]] = {}
-    for name in names:
-        classes.setdefault(name.split("/")[depth], []).append(name)
-    if not classes:
-        found = f"; it has {len(sizes)} files, but not in folders named after classes" if sizes else ""
-        raise UserError(f"source.path={path}: no <class>/<image> in it{found}")
-    if len(classes) == 1:
-        raise UserError(f"source.path={path}: has one class only, '{next(iter(classes))}'; at least two are needed")
-    if {c.lower() for c in classes} <= SPLITS and all(n.count("/") >= depth + 2 for n in names):
+def _by_class(sizes: dict[str, int], path: str) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """Group member names by the folder that names the class; return what is in none of them, too.
+
+    Raises:
+        UserError: there are no two classes.
+    """
+    named = {n: n.split("/") for n in sizes}
+    shaping = {n: p for n, p in named.items() if not _is_passed_over(n) and not JUNK_FOLDERS & set(p[:-1])}
+    shaping = {n: p for n, p in shaping.items() if os.path.splitext(n)[1].lower() in USUAL} or shaping  # noqa: PTH122
+    depth = 0  # of the class folders: folders that are alone are around them
+    while len({p[depth] for p in shaping.values() if len(p) > depth + 1}) == 1:
+        depth += 1
+    if len(found := {p[depth] for p in shaping.values() if len(p) > depth + 1}) < 2:
+        if not depth:
+            why = f"; it has {len(sizes)} files, but not in folders named after classes" if sizes else ""
+            raise UserError(f"source.path={path}: no <class>/<image> in it{why}")
+        only = shown(next(p[depth - 1] for p in shaping.values() if len(p) > depth))
+        raise UserError(f"source.path={path}: has one class only, '{only}'; at least two are needed")
+    if {c.lower() for c in found} <= SPLITS and all(len(p) > depth + 2 for p in shaping.values() if p[depth] in found):
         raise UserError(
-            f"source.path={path}: holds splits ({', '.join(sorted(classes))}), not classes. Give the folder of one of "
+            f"source.path={path}: holds splits ({', '.join(sorted(found))}), not classes. Give the folder of one of "
             "them; the preprocess step makes the splits itself"
         )
-    return classes
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name in JUNK
+    around = next(p[:depth] for p in shaping.values() if len(p) > depth + 1)
+    classes: dict[str, list[str]] = {}
+    strays = []
+    for name, parts in named.items():
+        if len(parts) > depth + 1 and parts[:depth] == around and parts[depth] in found:
+            classes.setdefault(shown(parts[depth]), []).append(name)
+        elif name not in OURS:
+            strays.append((shown(name), "in no class folder"))
+    return classes, sorted(strays)
 
 
 def _raise(error: OSError) -> None:

@@ -29,6 +29,7 @@ class TorchvisionSource:
     """
 
     name = "torchvision"
+    finite = True
 
     def __init__(self, *, dataset: str, root: str, split: str, download: bool) -> None:
         try:

@@ -42,6 +42,7 @@ class UrlsSource:
     """
 
     name = "urls"
+    finite = True
 
     def __init__(self, *, path: str | Path) -> None:
         self._path = Path(path)

@@ -46,6 +46,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     settings = Settings(
         batch_size=config.evaluate.batch_size,
         max_pixels=config.images.max_pixels,
+        near_duplicate_bits=config.images.near_duplicate_bits,
         slices=config.evaluate.slices,
         robustness=config.evaluate.robustness,
     )
@@ -94,7 +95,7 @@ STEP = make_step(
         Port(name="unknown_dir", optional=True, config="evaluate.unknown_dir"),
     ),
     outputs=(Port(name="accuracy_file", kind="file"), Port(name="report_dir")),
-    reads=("evaluate", "images.max_pixels", "compute.runtime", "compute.accelerator"),
+    reads=("evaluate", "images", "compute.runtime", "compute.accelerator"),
     secrets=AZURE,
     libraries=("numpy", "onnx", "onnxruntime", "pi-heif", "pillow", "simplejpeg", "cykooz-resizer"),
     compute="gpu",

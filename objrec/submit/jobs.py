@@ -64,7 +64,7 @@ def build_job(request: Request) -> Job:
             node = sweep_node(node, request.space, config)
         nodes[step.name] = node
     shown = sorted(
-        {name for s in steps for name in parameters_of(s)} - set(_swept(request)), key=list(PARAMETERS).index
+        {name for s in steps for name in parameters_of(s, config)} - set(_swept(request)), key=list(PARAMETERS).index
     )
     return {
         "$schema": SCHEMA,
@@ -165,7 +165,7 @@ def _command_node(step: Step, config: Config, overrides: Sequence[str], origins:
     missing = [p.name for p in step.inputs if p.name not in inputs and not p.optional]
     if missing:
         raise UserError(f"step {step.name} needs {missing[0]}=azureml:NAME:VERSION (or a local path, to be uploaded)")
-    numbers = parameters_of(step)
+    numbers = parameters_of(step, config)
     cluster = cluster_of(step, config)
     nodes, per_node = processes(step, config)
     timeout = getattr(config.azure.timeouts, step.name, None)

@@ -39,9 +39,11 @@ def key_of(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~").split("@")[0]
 
 
-def parameters_of(step: Step) -> dict[str, str]:
-    """Return the pipeline inputs that a step takes, name -> config key."""
-    return {name: key for name, key in PARAMETERS.items() if _covered(key, step.reads)}
+def parameters_of(step: Step, config: Config) -> dict[str, str]:
+    """Return the pipeline inputs that a step takes, name -> config key; a null is no input."""
+    return {
+        name: key for name, key in PARAMETERS.items() if _covered(key, step.reads) and lookup(config, key) is not None
+    }
 
 
 def port_keys(steps: Sequence[Step]) -> set[str]:
@@ -71,11 +73,11 @@ def _for_step(
     step: Step, overrides: Sequence[str], passed: Sequence[str], added: list[str], given: Mapping[str, str]
 ) -> list[str]:
     """Choose the fewest overrides that give the step what the whole configuration holds for it."""
-    bound = {*parameters_of(step).values(), *(key_of(o) for o in added)}
+    expected = _composed((*overrides, *added))
+    bound = {*parameters_of(step, expected).values(), *(key_of(o) for o in added)}
     free = [o for o in passed if key_of(o) not in bound]
     near = [o for o in free if _related(key_of(o), step.reads) or key_of(o) in GLOBAL_GROUPS]
     here = [f"{k}={v}" for k, v in given.items()]  # another step's input: some rules ask that it has a value
-    expected = _composed((*overrides, *added))
     for chosen in (near, [*near, *here], free, [*free, *here]):
         if _same(step, expected, [*chosen, *added]):
             return [*chosen, *added]
@@ -83,7 +85,7 @@ def _for_step(
 
 
 def _same(step: Step, expected: Config, overrides: Sequence[str]) -> bool:
-    values = [f"{key}={lookup(expected, key)}" for key in parameters_of(step).values()]
+    values = [f"{key}={lookup(expected, key)}" for key in parameters_of(step, expected).values()]
     own = {p.config for p in step.inputs if p.config is not None}
     inputs = [f"{key}=bound" for key in sorted(own) if lookup(expected, key) is not None]
     try:

@@ -1,0 +1,1 @@
+"""Files and processes: what knows nothing of images."""
