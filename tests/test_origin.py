@@ -10,7 +10,7 @@ import pytest
 from serving_kit import make_pictures
 
 from objrec.config.errors import UserError
-from objrec.datamodules.listing import Listing, list_classes
+from objrec.images.folders import Listing, list_classes
 from objrec.datamodules.origin import find_origin
 from objrec.images.folders import fingerprint
 from objrec.images.raw import read_hashes, read_raw_images, write_hashes

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from objrec.datamodules.listing import Listing
-from objrec.images.folders import combine_fingerprint
+from objrec.images.folders import Listing, content_fingerprint
 from objrec.images.raw import SHORT, read_raw_images
 
 
@@ -36,7 +35,7 @@ def find_origin(listing: Listing, chosen: Iterable[int]) -> Origin:
         hashes = [digest[:SHORT] for digest in listing.sha256]
     return Origin(
         data=listing.fingerprint if raw is None else raw.fingerprint,
-        split=combine_fingerprint((listing.classes[t], h) for t, h in zip(listing.targets, hashes, strict=True)),
+        split=content_fingerprint((listing.classes[t], h) for t, h in zip(listing.targets, hashes, strict=True)),
         settings=None if raw is None else raw.settings,
         trained_on=[hashes[i] for i in chosen],
     )

@@ -54,8 +54,9 @@ def momentum_cycle(optimizer: Optimizer, swing: float) -> dict[str, Any]:
     Args:
         swing: to each side of the momentum, or of the first of ``betas``; less where that would leave [0, 1).
     """
-    momenta = [group["betas"][0] if "betas" in group else group.get("momentum") for group in optimizer.param_groups]
-    if not swing or None in momenta:
+    found = [group["betas"][0] if "betas" in group else group.get("momentum") for group in optimizer.param_groups]
+    momenta = [float(m) for m in found if m is not None]
+    if not swing or len(momenta) < len(found):
         return {"cycle_momentum": False}
     swings = [min(swing, m, (1 - m) / 2) for m in momenta]
     return {

@@ -17,8 +17,10 @@ from fastapi.responses import JSONResponse, Response
 import objrec
 from objrec.serving import handler
 from objrec.serving.handler import MAX_IMAGES, Answer, RequestError, Upload, Uploads
+from objrec.serving.keys import check_key
 from objrec.serving.scoring import Request as Scoring
-from objrec.serving.scoring import check_key, read_body
+from objrec.serving.keys import check_key
+from objrec.serving.scoring import read_body
 from objrec.serving.wire import Wishes
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def _check_name(state: State, name: str, version: str) -> None:
 
 async def _infer(state: State, request: Request, name: str, version: str) -> dict[str, Any]:
     headers = dict(request.scope["headers"])
-    check_key(state.settings.key, headers)
+    check_key(state.settings.keys, headers)
     _check_name(state, name, version)
     loaded = state.serving()
     async with contextlib.AsyncExitStack() as held:

@@ -94,13 +94,13 @@ def rules_of(config: Config) -> Rules:
 
 def labels_of(test_dir: Path) -> list[str]:
     """Return the class of each test image, of none where they cannot be listed."""
-    from objrec.images.folders import list_split
+    from objrec.images.folders import list_classes
 
     try:
-        split = list_split(test_dir)
+        split = list_classes(test_dir)
     except UserError:
         return []
-    return [split.classes[target] for _, target in split.files]
+    return [split.classes[target] for target in split.targets.tolist()]
 
 
 def _comparison(config: Config, registry: FolderRegistry, record: Record, inputs: Mapping[str, Path]) -> Comparison:
