@@ -385,3 +385,17 @@ def test_a_fraction_of_the_training_pictures_is_loaded_from_any_cache(root: Path
 def test_fingerprints_of_folder_and_rows_agree(root: Path) -> None:
     rows = [(p.parent.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (root / "train").glob("*/*")]
     assert list_classes(root / "train").fingerprint == content_fingerprint(rows)
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_no_batch_is_of_one_image_where_others_have_more(count: int, size: int) -> None:
+    from itertools import pairwise
+
+    from objrec.datamodules.sampling import batch_bounds
+
+    sizes = [end - start for start, end in pairwise(batch_bounds(count, size))]
+    assert sum(sizes) == count and max(sizes) <= (3 if size == 2 else max(size, 1))
+    assert count == 1 or size == 1 or min(sizes) > 1
+    if count % size != 1:  # all other trainings are as they always were
+        assert sizes == [size] * (count // size) + ([count % size] if count % size else [])

@@ -10,9 +10,8 @@ import pytest
 from serving_kit import make_pictures
 
 from objrec.config.errors import UserError
-from objrec.images.folders import Listing, list_classes
 from objrec.datamodules.origin import find_origin
-from objrec.images.folders import fingerprint
+from objrec.images.folders import Listing, fingerprint, list_classes
 from objrec.images.raw import read_hashes, read_raw_images, write_hashes
 from objrec.models.card import file_sha256
 

@@ -215,7 +215,8 @@ def test_a_client_that_leaves_in_the_middle_is_not_our_failure(
 
 def test_back_pressure_and_the_key(tmp_path: Path, model_dir: Path) -> None:
     large = to_bytes(picture("red", 1, size=(2500, 2500)), "PNG")  # about a tenth of a second to decode
-    with running_service(tmp_path, model_dir, "serve.queue=0", "serve.workers=1", "serve.memory=1000000000", key="geheim") as started:
+    limits = ("serve.queue=0", "serve.workers=1", "serve.memory=1000000000")
+    with running_service(tmp_path, model_dir, *limits, key="geheim") as started:
         refused = post(started.url, JPEG)
         assert refused.status == 401 and refused.headers["www-authenticate"].startswith("Bearer")
         assert post(started.url, JPEG, **{"X-API-Key": "nein"}).status == 401

@@ -143,7 +143,7 @@ def test_an_interrupted_run_is_carried_on_to_the_same_weights(
 def test_checkpoints_of_other_settings_are_refused_with_a_choice(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model" / "training" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "settings.json").write_text('{"train": {"learning_rate": 1}}')
+    (folder.parent / "settings.json").write_text('{"train": {"learning_rate": 1}}')
     (folder / "last.ckpt").write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match=r"other settings \(.*train\.resume=never"):
         train(data, tmp_path / "model", "debug=fast_dev_run")

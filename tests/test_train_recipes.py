@@ -155,3 +155,37 @@ def test_memory_that_runs_out_is_told_with_the_size_to_try(
     monkeypatch.setattr(Classifier, "forward", exhausted)
     with pytest.raises(UserError, match=r"try train\.batch_size=4 "):
         train(data, tmp_path)
+
+
+@pytest.mark.parametrize("overrides", [["train.batch_size=8"], ["train.batch_size=2"], ["train.accumulate=3"]])
+def test_remainders_train(overrides: list[str], tmp_path: Path) -> None:
+    """17 images of 32 px, where batch norm sees one value an image in the last stage of test_resnet or none."""
+    data = make_data(tmp_path / "data", train=9, valid=2)
+    next((data / "train" / "red").glob("*.png")).unlink()
+    assert train(data, tmp_path / "model", "train.max_epochs=1", *overrides).metrics["epoch"] == 0
+
+
+def test_a_model_that_cannot_be_used_is_refused_first(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from objrec.models import rehearsal, training
+
+    def unsupported(*args: Any) -> None:
+        raise RuntimeError("Unsupported: ONNX export of operator x\n(a graph)")
+
+    monkeypatch.setattr(training, "_settle", lambda *a: 1 / 0)  # nothing was measured, nothing trained
+    monkeypatch.setattr(rehearsal, "write_onnx", unsupported)
+    with pytest.raises(UserError, match=r"test_resnet cannot be exported to ONNX.*operator x"):
+        train(data, tmp_path / "a", "preprocess.image_size=40")
+    with pytest.raises(UserError, match="cuts images into patches"):
+        train(data, tmp_path / "b", "backbone.name=test_vit", "backbone.small_input=true")
+
+
+def test_weights_lost_in_the_last_step_are_one_line(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from objrec.models.classifier import Classifier
+
+    def lose(self: Any, *args: Any, **options: Any) -> None:
+        for p in self.model.parameters():
+            p.data.fill_(float("nan"))
+
+    monkeypatch.setattr(Classifier, "on_train_batch_end", lose, raising=False)
+    with pytest.raises(UserError, match=r"the validation loss is not finite .*train\.learning_rate"):
+        train(data, tmp_path, "debug=fast_dev_run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from objrec.config.errors import UserError
 
-OWN = ("settings.sha256", "settings.json", ".settings.json", "found.json", ".found.json", "mlflow_run")
-CURVES = ("metrics.csv", "per_class.csv", "curves.png", "batch.png", "lr_finder.png")
+OWN = ("settings.sha256", "found.json", ".found.json", "mlflow_run")
+CURVES = ("metrics.csv", "per_class.csv", "curves.png", "batch.png", "lr_finder.png", "settings.json")
 TERMINATED = 143  # exit status after SIGTERM, as a shell counts it
 
 
@@ -27,10 +28,12 @@ class Checkpoints:
 
     Attributes:
         longer: whether the training that left them was to have fewer epochs.
+        finished: whether the model folder holds this very training.
     """
 
     folder: Path
     longer: bool = False
+    finished: bool = False
 
     @property
     def last(self) -> Path:
@@ -65,35 +68,32 @@ def open_checkpoints(training_dir: Path, identity: Mapping[str, Any], resume: Li
     Raises:
         UserError: it holds the checkpoints of another training, or the model folder a finished one without any.
     """
-    folder = training_dir / "checkpoints"
-    owner = folder / "settings.json"
-    longer = False
+    folder, owner = training_dir / "checkpoints", training_dir / "settings.json"
+    checkpoints = Checkpoints(folder)
     if resume == "never" and training_dir.exists():
         _clear(training_dir)
-    elif (folder / "last.ckpt").is_file():
-        before = json.loads(owner.read_text()) if owner.is_file() else {}
-        longer = _is_longer(before, identity, training_dir)
-    elif (training_dir.parent / "model.json").is_file() and (training_dir / "metrics.csv").is_file():
+    trained = (training_dir.parent / "model.json").is_file() and owner.is_file()
+    done = trained and ("best" in checkpoints.found or not folder.exists())
+    before = json.loads(owner.read_text()) if owner.is_file() else {}
+    longer = (checkpoints.last.is_file() or done) and _is_longer(before, identity, training_dir)
+    if longer and not checkpoints.last.is_file():
         raise UserError(
             f"{training_dir.parent} holds a finished training, whose checkpoints were not kept "
             "(train.keep_checkpoints=true): give another folder, or train.resume=never to train anew there"
         )
-    elif folder.exists():
-        Checkpoints(folder).remove()  # nothing was trained yet
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder, longer)
-    if longer:
-        checkpoints.remember({k: v for k, v in checkpoints.found.items() if k != "best"})
+    if _changes(before, identity):  # of what was measured, the batch size may depend on them
+        checkpoints.remember({k: v for k, v in checkpoints.found.items() if longer and k != "best"})
     _write(owner, identity)
-    return checkpoints
+    return Checkpoints(folder, longer=longer, finished=done and not longer)
 
 
 def _is_longer(before: Mapping[str, Any], now: Mapping[str, Any], training_dir: Path) -> bool:
     """Whether only ``train.max_epochs`` has grown since ``before``. Raises UserError for any other difference."""
-    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
-    changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k != "train.keep_checkpoints"]
+    changed = _changes(before, now)
     if not changed:
         return False
+    old, new = _flat(before), _flat(now)
     if changed == ["train.max_epochs"] and old[changed[0]] < new[changed[0]]:
         return True
     said = [f"{k} {old.get(k)} → {new.get(k)}" if k != "data" else "the training data" for k in sorted(changed)]
@@ -104,6 +104,12 @@ def _is_longer(before: Mapping[str, Any], now: Mapping[str, Any], training_dir: 
     )
 
 
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys that differ, but for what only says what is kept."""
+    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    return [k for k in {**old, **new} if old.get(k) != new.get(k) and k != "train.keep_checkpoints"]
+
+
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(data, Mapping):
         return {prefix[:-1]: data}
@@ -111,7 +117,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")  # each of several processes writes
     beside.write_text(json.dumps(data))
     beside.replace(path)
 
@@ -151,11 +157,13 @@ class MidEpoch(L.Callback):
             self._write(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["folder"] = str(self.path.parent)
+        checkpoint["folder"] = os.path.realpath(self.path.parent)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let checkpoint callbacks find their files where the folder is now: a run folder may have been moved."""
-        checkpoint["callbacks"] = _moved(checkpoint["callbacks"], checkpoint["folder"], str(self.path.parent))
+        checkpoint["callbacks"] = _moved(
+            checkpoint["callbacks"], checkpoint["folder"], os.path.realpath(self.path.parent)
+        )
 
     def _write(self, trainer: L.Trainer) -> None:
         # not trainer.save_checkpoint, which waits for the other processes

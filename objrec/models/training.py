@@ -78,6 +78,11 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     identity = {**_as_read(config, keyed_only=True), "data": data.fingerprint}
     training_dir = model_dir / "training"
     checkpoints = open_checkpoints(training_dir, identity, config.train.resume)
+    if checkpoints.finished:
+        print(f"{model_dir} holds this training, finished. To train it anew: train.resume=never", flush=True)
+        if not config.train.keep_checkpoints:
+            checkpoints.remove()
+        return ModelCard.load(model_dir)
     if not checkpoints.last.is_file():
         rehearse(backbone_options(config), config.preprocess.image_size, single=_single(config))
     settled = _settle(config, hardware, data, checkpoints)
@@ -117,7 +122,7 @@ def _train(
         print(f"Stopped at step {trainer.global_step}. Run the same command again to resume.", flush=True)
         sys.exit(TERMINATED)
     except Diverged:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not checkpoints.longer:
             checkpoints.remove()  # nobody wants to resume that
         raise
     except MisconfigurationException as error:

@@ -19,7 +19,6 @@ from objrec.serving import handler
 from objrec.serving.handler import MAX_IMAGES, Answer, RequestError, Upload, Uploads
 from objrec.serving.keys import check_key
 from objrec.serving.scoring import Request as Scoring
-from objrec.serving.keys import check_key
 from objrec.serving.scoring import read_body
 from objrec.serving.wire import Wishes
 
