@@ -51,7 +51,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Remove the folder; what is not a training's own stays."""
-        for path in self.folder.iterdir():
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.is_file() and (".ckpt" in path.suffixes or path.name in OWN):
                 path.unlink()
         with contextlib.suppress(OSError):

@@ -20,13 +20,30 @@ from objrec.serving.handler import MAX_IMAGES, Answer, RequestError, Upload, Upl
 from objrec.serving.keys import check_key
 from objrec.serving.scoring import Request as Scoring
 from objrec.serving.scoring import read_body
-from objrec.serving.wire import Wishes
+from objrec.serving.wire import PROBLEMS, Problem, Wishes
 
 if TYPE_CHECKING:
     from objrec.serving.app import State
 
 MODEL = "objrec"
 HEADER_LENGTH = "inference-header-content-length"  # of the JSON in front of raw tensors
+NOT_HERE: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "no such model or version"},
+    503: PROBLEMS[503],
+}
+TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1},
+        "datatype": {"const": "BYTES"},
+        "data": {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}},
+    },
+}
+INPUTS = {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}
+REQUEST = {"type": "object", "required": ["inputs"], "properties": {"id": {"type": "string"}, "inputs": INPUTS}}
+BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST}}}}
 LENGTH = 4  # bytes before each element of a raw BYTES tensor, little-endian
 
 
@@ -41,8 +58,8 @@ def add_open_inference(app: FastAPI, state: State) -> None:
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", summary="Open Inference Protocol: is a model loaded?")
-    @app.get("/v2/models/{name}/ready", summary="Open Inference Protocol: is this model loaded?")
+    @app.get("/v2/health/ready", summary="Open Inference Protocol: is a model loaded?", responses=NOT_HERE)
+    @app.get("/v2/models/{name}/ready", summary="Open Inference Protocol: is this model loaded?", responses=NOT_HERE)
     @app.get("/v2/models/{name}/versions/{version}/ready", include_in_schema=False)
     async def ready(name: str = MODEL, version: str = "") -> dict[str, Any]:
         if state.draining:
@@ -50,7 +67,7 @@ def add_open_inference(app: FastAPI, state: State) -> None:
         _check_name(state, name, version)
         return {"name": MODEL, "ready": True}
 
-    @app.get("/v2/models/{name}", summary="Open Inference Protocol: the model")
+    @app.get("/v2/models/{name}", summary="Open Inference Protocol: the model", responses=NOT_HERE)
     @app.get("/v2/models/{name}/versions/{version}", include_in_schema=False)
     async def model(name: str, version: str = "") -> dict[str, Any]:
         _check_name(state, name, version)
@@ -68,7 +85,12 @@ def add_open_inference(app: FastAPI, state: State) -> None:
             "parameters": {"class_names": loaded.predictor.card.class_names},
         }
 
-    @app.post("/v2/models/{name}/infer", summary="Open Inference Protocol: classify images")
+    @app.post(
+        "/v2/models/{name}/infer",
+        summary="Open Inference Protocol: classify images",
+        responses={**PROBLEMS, **NOT_HERE},
+        openapi_extra=BODY,
+    )
     @app.post("/v2/models/{name}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, name: str, version: str = "") -> Response:
         try:
