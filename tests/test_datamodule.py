@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -194,18 +193,6 @@ def test_swapped_class_folders_and_a_file_replaced_under_its_old_time_are_notice
     os.utime(train / "cow" / "0.jpg", ns=(kept.st_atime_ns, kept.st_mtime_ns))
     again = list_classes(train, cache)
     assert again.fingerprint == fingerprint(train) != swapped.fingerprint
-
-
-def test_what_split_json_says_of_the_raw_images_holds_until_an_image_changes(root: Path) -> None:
-    train = root / "train"
-    summary = {"fingerprint": fingerprint(train), "raw_fingerprint": "raw", "raw_sha256": "aa bb"}
-    (train / "split.json").write_text(json.dumps(summary))
-    listing = list_classes(train)
-    assert (listing.raw_fingerprint, listing.raw_hashes) == ("raw", ["aa", "bb"])
-    (train / "cow" / "1.jpg").unlink()
-    changed = list_classes(train)
-    assert changed.raw_fingerprint == fingerprint(train) and len(changed.raw_hashes) == len(changed.names)
-    assert hashlib.sha256(changed.path(0).read_bytes()).hexdigest()[:16] in changed.raw_hashes
 
 
 def test_an_empty_or_missing_folder_is_told(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from objrec.datamodules import split as split_module
 from objrec.datamodules.split import SPLITS, assign_splits
 from objrec.images.folders import fingerprint, list_classes
 from objrec.images.nearby import is_featureless
+from objrec.images.raw import read_raw_images
 from objrec.pipeline.step import restrict
 from objrec.steps.preprocess import STEP
 from objrec.system import reading
@@ -323,11 +324,11 @@ def test_the_raw_images_are_on_record(raw: Path, tmp_path: Path) -> None:
     found = preprocess(raw, tmp_path / "out")
     other = preprocess(raw, tmp_path / "other", "seed=3", "preprocess.image_size=32")
     assert {f["raw_fingerprint"] for f in (*found.values(), *other.values())} == {fingerprint(raw)}
-    hashes = [h for f in found.values() for h in f["raw_sha256"].split()]  # type: ignore[attr-defined]
+    hashes = [h for f in found.values() for h in f["images"].values()]  # type: ignore[attr-defined]
     assert sorted(hashes) == sorted(hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in raw.glob("*/*"))
     listing = list_classes(tmp_path / "out" / "train")
-    assert listing.raw_fingerprint == fingerprint(raw)
-    assert listing.raw_hashes == found["train"]["raw_sha256"].split()  # type: ignore[attr-defined]
+    said = read_raw_images(listing.root, listing.fingerprint)
+    assert said is not None and said.fingerprint == fingerprint(raw) and sorted(said.images) == sorted(listing.names)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +31,6 @@ JUNK_FOLDERS: Final = frozenset(
     | {".thumbnails", ".AppleDouble", ".Trashes", ".Spotlight-V100", ".fseventsd", ".TemporaryItems", "__MACOSX"}
     | {"@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information"}
 )
-HASH_DIGITS: Final = 16  # of the sha256 of an image that ``raw_sha256`` in split.json keeps
 Ints = npt.NDArray[np.int64]
 Row = tuple[str, Stamp]  # name relative to the folder
 Other = tuple[str, str]  # name relative to the folder, and why it is no image of a class
@@ -73,7 +71,7 @@ class Listing:
     @cached_property
     def fingerprint(self) -> str:
         """The content fingerprint: of classes and bytes, whatever the names, order and times of the files are."""
-        return content_fingerprint(zip(self._class_names(), self._hexes(), strict=True))
+        return content_fingerprint(zip(self._class_names(), self.sha256, strict=True))
 
     @cached_property
     def identity(self) -> str:
@@ -82,35 +80,13 @@ class Listing:
         digest.update(self._digests.data)
         return digest.hexdigest()
 
-    @cached_property
-    def raw_fingerprint(self) -> str:
-        """The content fingerprint of the raw images that the preprocess step made this folder from, before the split.
-
-        It is the folder's own where that step did not make it, or where the folder was changed since.
-        """
-        return str(self._written.get("raw_fingerprint") or self.fingerprint)
-
-    @cached_property
-    def raw_hashes(self) -> list[str]:
-        """The first ``HASH_DIGITS`` digits of the sha256 of each raw image in this folder, sorted; likewise."""
-        if written := self._written.get("raw_sha256"):
-            return str(written).split()
-        return sorted(found[:HASH_DIGITS] for found in self._hexes())
-
-    @cached_property
-    def _written(self) -> dict[str, Any]:
-        """What ``split.json`` says, where it is of just these images; empty otherwise."""
-        try:
-            summary = json.loads((self.root / "split.json").read_bytes())
-            return summary if summary["fingerprint"] == self.fingerprint else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}  # of somebody else, or none
-
     def _class_names(self) -> list[str]:
         return [self.classes[target] if self.classes else "" for target in self.targets.tolist()]
 
-    def _hexes(self) -> Iterator[str]:
-        return (digest.tobytes().hex() for digest in self._digests)
+    @property
+    def sha256(self) -> list[str]:
+        """The sha256 of every file, as 64 hex digits."""
+        return [digest.tobytes().hex() for digest in self._digests]
 
     @cached_property
     def _digests(self) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,8 @@ from typing import Any
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.datamodules.split import SPLITS, assign_splits
-from objrec.images.folders import HASH_DIGITS, Listing, content_fingerprint, list_classes
+from objrec.images.folders import Listing, content_fingerprint, list_classes
+from objrec.images.raw import SHORT
 from objrec.pipeline.progress import note, report
 from objrec.preprocess.crop import Crop, crop_numbered
 from objrec.preprocess.leakage import write_report
@@ -141,13 +142,17 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _file_name(picture: Picture) -> str:
+    return f"{picture.sha256[:20]}.jpg"
+
+
 def write_split(folder: Path, pictures: Sequence[Picture], about: Mapping[str, Any]) -> None:
     """Move the crops to ``<class>/<name>.jpg`` and write ``split.json``."""
     counts = Counter(p.class_name for p in pictures)
     for name in counts:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-        place = folder / picture.class_name / f"{picture.sha256[:20]}.jpg"
+        place = folder / picture.class_name / _file_name(picture)
         try:
             picture.place.rename(place)
         except OSError:  # another file system
@@ -156,7 +161,7 @@ def write_split(folder: Path, pictures: Sequence[Picture], about: Mapping[str, A
         "classes": sorted(counts),
         "counts": dict(sorted(counts.items())),
         "fingerprint": content_fingerprint((p.class_name, p.crop.crop_sha256) for p in pictures),
-        "raw_sha256": " ".join(sorted(p.sha256[:HASH_DIGITS] for p in pictures)),
+        "images": {f"{p.class_name}/{_file_name(p)}": p.sha256[:SHORT] for p in pictures},
         **about,
     }
     (folder / "split.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
