@@ -125,7 +125,9 @@ def _train(
         if trainer.is_global_zero and not checkpoints.longer:
             checkpoints.remove()  # nobody wants to resume that
         raise
-    except MisconfigurationException as error:
+    except (MisconfigurationException, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("Early stopping conditioned on metric"):
+            raise
         raise UserError(_unmonitored(trainer, error)) from error
     if trainer.interrupted:
         kept = f"from {checkpoints.last}" if checkpoints.last.is_file() else "from the beginning: no epoch was finished"
