@@ -18,8 +18,8 @@ import numpy as np
 from azureml_inference_server_http.api.aml_request import AMLRequest, rawhttp
 from azureml_inference_server_http.api.aml_response import AMLResponse
 
-from objrec.serving import handler
-from objrec.serving.predictor import Predictor
+from objrec.inference.predictor import Predictor
+from objrec.serving import request as handler
 
 predictor: Predictor
 limits: dict[str, int]

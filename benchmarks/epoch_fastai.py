@@ -25,7 +25,7 @@ import sys, tempfile, time
 from pathlib import Path
 import lightning, timm
 from objrec.config.load import load_config
-from objrec.models.training import fit
+from objrec.training.fit import fit
 from objrec.steps.train import calibrate
 from functools import partial
 began = time.perf_counter()

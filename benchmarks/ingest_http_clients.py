@@ -121,7 +121,7 @@ def main() -> None:
         child(options.child[0], int(options.child[1]), options.count, options.connections)
         return
     pictures = Path(tempfile.gettempdir()) / "objrec-bench-pictures"
-    command = [sys.executable, str(HERE / "picture_server.py"), str(pictures), str(options.count)]
+    command = [sys.executable, str(HERE / "image_server.py"), str(pictures), str(options.count)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None

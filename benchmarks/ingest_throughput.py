@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
 
     server = subprocess.Popen(
-        [sys.executable, HERE / "picture_server.py", options.pictures, str(options.count)], stdout=subprocess.PIPE
+        [sys.executable, HERE / "image_server.py", options.pictures, str(options.count)], stdout=subprocess.PIPE
     )
     work = Path(tempfile.mkdtemp())
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from objrec.config.load import load_config
 from objrec.datamodules.image_folder import ImageFolderDataModule
-from objrec.images.geometry import Preprocessing
+from objrec.images.preprocessing import Preprocessing
 
 
 def main() -> None:

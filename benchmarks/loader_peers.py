@@ -33,7 +33,7 @@ def objrec_files(folder: Path, scratch: Path, size: int, workers: int) -> Epoch:
 def _objrec(folder: Path, scratch: Path, size: int, cache: str) -> Epoch:
     from objrec.config.load import load_config
     from objrec.datamodules.image_folder import ImageFolderDataModule
-    from objrec.images.geometry import Preprocessing
+    from objrec.images.preprocessing import Preprocessing
 
     options = [f"datamodule.cache={cache}", "datamodule.store_size=256"]
     config = load_config(["augmentation=flip_crop", "augmentation.scale=[0.08,1.0]", *options])

@@ -72,14 +72,14 @@ def turbo_pillow(data: bytes, size: int) -> Pixels:
 
 def full_vectorised(data: bytes, size: int) -> Pixels:
     from objrec.images.decode import decode_stored
-    from objrec.images.geometry import crop_square
+    from objrec.images.preprocessing import crop_square
 
     return crop_square(decode_stored(data, max_pixels=1 << 40), size)
 
 
 def ours(data: bytes, size: int) -> Pixels:
     from objrec.images.decode import decode_stored
-    from objrec.images.geometry import crop_square
+    from objrec.images.preprocessing import crop_square
 
     return crop_square(decode_stored(data, max_pixels=1 << 40, target=size), size)
 

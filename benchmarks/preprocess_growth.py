@@ -23,7 +23,7 @@ CHILD = """
 import resource, sys, time
 from pathlib import Path
 from objrec.config.load import load_config
-from objrec.pipeline.step import restrict
+from objrec.steps.base import restrict
 from objrec.steps.preprocess import STEP
 raw, out = Path(sys.argv[1]), Path(sys.argv[2])
 outputs = {f"{s}_dir": out / s for s in ("train", "valid", "test")}

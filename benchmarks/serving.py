@@ -241,15 +241,15 @@ def post_request(port: int, picture: bytes, *, as_base64: bool) -> bytes:
 def ours(scratch: Path, model: Path, picture: bytes, runtime: str, precision: str) -> Iterator[Contender]:
     """Our endpoint as deployment starts it: a model in a registry, tuned, in a process of its own."""
     from objrec.config.load import load_config
+    from objrec.deployment import service
+    from objrec.inference.predictor import Predictor
+    from objrec.inference.runtime_choice import tune, tuned_dir
+    from objrec.inference.runtimes import callers, is_installed
+    from objrec.inference.smoke import Smoke
+    from objrec.model_registry.records import Record
+    from objrec.model_registry.store import FolderRegistry
     from objrec.models.card import ModelCard
-    from objrec.registry.records import Record
-    from objrec.registry.store import FolderRegistry
-    from objrec.serving import service
-    from objrec.serving.predictor import Predictor
-    from objrec.serving.runtimes import callers, is_installed
     from objrec.serving.settings import Settings
-    from objrec.serving.smoke import Smoke
-    from objrec.serving.tuning import tune, tuned_dir
 
     if not is_installed(runtime):
         raise ModuleNotFoundError(runtime)

@@ -21,7 +21,7 @@ import sys, time
 import lightning as L
 def stop(self, trainer, *unused):
     raise SystemExit(0)
-from objrec.models.callbacks import Reporter
+from objrec.training.callbacks.history import Reporter
 Reporter.on_train_batch_end = stop
 sys.argv = ["train", *sys.argv[1:]]
 from objrec.train import main

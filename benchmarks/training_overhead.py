@@ -38,8 +38,8 @@ def write_pictures(root: Path, count: int, size: int) -> None:
 def ours(root: Path, *, size: int, batch: int, steps: int) -> float:
     """Return images a second of one epoch's steps under the Trainer, the first two left out."""
     from objrec.config.load import load_config
-    from objrec.models import training
-    from objrec.models.resume import MidEpoch
+    from objrec.training import fit as training
+    from objrec.training.resume import MidEpoch
 
     times: list[float] = []
     original = MidEpoch.on_train_batch_end
@@ -72,7 +72,7 @@ def by_hand(pixels: Any, targets: Any, *, batch: int, fast: bool) -> float:
     import torch.nn.functional as F
 
     from objrec.config.load import load_config
-    from objrec.models.hardware import choose_hardware
+    from objrec.training.hardware import choose_hardware
 
     precision = choose_hardware(load_config([]).compute).precision
     model = timm.create_model("resnet18", num_classes=CLASSES).train()

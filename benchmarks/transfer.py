@@ -41,7 +41,7 @@ def write_splits(archive: Path, root: Path, counts: dict[str, int]) -> None:
 
 
 def accuracy(model_dir: Path, test_dir: Path) -> tuple[float, int]:
-    from objrec.serving.predictor import Predictor
+    from objrec.inference.predictor import Predictor
 
     predictor = Predictor.load(model_dir)
     files = sorted(test_dir.glob("*/*"))

@@ -1,6 +1,6 @@
 """From a list of class names to a trained image classifier behind a URL."""
 
-from objrec.telemetry import switch_off
+from objrec.system.telemetry import switch_off
 
 __version__ = "0.1.0"
 

@@ -35,9 +35,9 @@ def run(overrides: list[str]) -> None:
     """Evaluate and say what was found. Raises UserError for what the user can mend."""
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
-    from objrec.pipeline.command import execute
-    from objrec.pipeline.given import inputs_of
-    from objrec.pipeline.runner import check_folders, forget_run, new_run_dir, point_latest
+    from objrec.runner.given import inputs_of
+    from objrec.runner.runner import check_folders, forget_run, new_run_dir, point_latest
+    from objrec.steps.command import execute
     from objrec.steps.evaluate import STEP
 
     config = load_config(overrides)

@@ -28,15 +28,15 @@ def run(overrides: list[str]) -> None:
     """Export, print the comparison. Raises UserError for what the user can mend; nothing is left behind then."""
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
-    from objrec.pipeline import outputs
-    from objrec.pipeline.runner import check_folders, forget_run, new_run_dir
+    from objrec.runner.runner import check_folders, forget_run, new_run_dir
+    from objrec.system import outputs
 
     config = load_config(overrides)
     missing = [name for name in ("model_dir", "test_dir") if getattr(config, name) is None]
     if missing:
         raise UserError([f"{name}=DIR is needed" for name in missing])
     assert config.model_dir is not None and config.test_dir is not None
-    from objrec.exports import USAGE, export
+    from objrec.inference.export import USAGE, export
 
     inputs = {n: Path(v) for n in ("model_dir", "test_dir", "train_dir") if (v := getattr(config, n)) is not None}
     if config.export_dir is None:

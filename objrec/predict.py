@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from objrec.client.inputs import Picture, pictures_of, read, reason_of
+from objrec.client.output import cell, printable
 from objrec.config.cli import guard
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
-from objrec.serving.plain import cell, printable
-from objrec.serving.sources import Picture, pictures_of, read, reason_of
 
 Ranked = list[tuple[str, float]]
 # an encoded picture -> (label, probability), best first, the model's version, whether it is none of the classes
@@ -169,8 +169,8 @@ def _label_one(picture: Picture, classify: Classify) -> Result:
 
 def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     from objrec.images.budget import Budget, available_memory
-    from objrec.serving.predictor import Predictor, softmax
-    from objrec.serving.runtimes import cores
+    from objrec.inference.predictor import Predictor, softmax
+    from objrec.inference.runtimes import cores
 
     defaults = _defaults()
     model_dir = options.model or production_dir(options.registry or Path(defaults["registry_dir"]))
@@ -197,7 +197,7 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
 
 
 def _remote(options: argparse.Namespace) -> tuple[Classify, int]:
-    from objrec.serving.client import Endpoint
+    from objrec.client.endpoint import Endpoint
 
     endpoint = Endpoint(
         options.endpoint, key=options.key, top_k=options.top_k or _defaults()["serve"]["top_k"], unknown=options.unknown
@@ -207,7 +207,7 @@ def _remote(options: argparse.Namespace) -> tuple[Classify, int]:
 
 def production_dir(registry_dir: Path) -> Path:
     """Return the folder of the model in production. Raises UserError when there is none, or it is damaged."""
-    from objrec.registry.store import FolderRegistry
+    from objrec.model_registry.store import FolderRegistry
 
     registry = FolderRegistry(registry_dir)
     record = registry.production()

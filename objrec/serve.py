@@ -50,8 +50,8 @@ def _run(config: Config, registry_dir: Path) -> int:
 
 
 def _start(config: Config, registry_dir: Path) -> int:
-    from objrec.registry.store import FolderRegistry
-    from objrec.serving import service
+    from objrec.deployment import service
+    from objrec.model_registry.store import FolderRegistry
     from objrec.serving.settings import Settings
 
     if config.model_dir is not None:
@@ -63,7 +63,7 @@ def _start(config: Config, registry_dir: Path) -> int:
 
 
 def _stop(config: Config, registry_dir: Path) -> int:
-    from objrec.serving import service
+    from objrec.deployment import service
 
     stopped = service.stop(registry_dir)
     print(f"stopped {stopped.url}" if stopped else "no service was running")
@@ -71,7 +71,7 @@ def _stop(config: Config, registry_dir: Path) -> int:
 
 
 def _status(config: Config, registry_dir: Path) -> int:
-    from objrec.serving import service
+    from objrec.deployment import service
 
     service.refuse_strangers(registry_dir)
     running, version = service.ask(registry_dir)

@@ -55,11 +55,11 @@ def main() -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     """Check the command line and where it writes, before Hydra writes there. Raises UserError."""
-    from objrec.pipeline.given import inputs_of
-    from objrec.pipeline.outputs import claim
-    from objrec.pipeline.runner import check_folders
-    from objrec.pipeline.store import claim_cache
+    from objrec.runner.cache import claim_cache
+    from objrec.runner.given import inputs_of
+    from objrec.runner.runner import check_folders
     from objrec.steps import load_steps
+    from objrec.system.outputs import claim
 
     config = check_command_line(arguments)
     if config.model_dir is not None:
@@ -79,8 +79,8 @@ def task(node: Any) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from objrec.pipeline.outputs import mark
-    from objrec.sweeps.job import run_trial, train
+    from objrec.runner.train import run_trial, train
+    from objrec.system.outputs import mark
 
     job = HydraConfig.get()
     config, problems = validate(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]

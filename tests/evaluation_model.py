@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from objrec.config.load import load_config
 from objrec.models.card import ModelCard, file_sha256
-from objrec.pipeline.step import restrict
+from objrec.steps.base import restrict
 from objrec.steps.evaluate import STEP
 
 SIZE = 16

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from objrec.config.load import load_config
-from objrec.pipeline.progress import Display
-from objrec.pipeline.runner import RunRecord, new_run_dir, run_pipeline
+from objrec.runner.display import Display
+from objrec.runner.runner import RunRecord, new_run_dir, run_pipeline
 from objrec.steps import load_steps
 
 

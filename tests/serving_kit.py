@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from objrec.config.load import load_config
+from objrec.deployment import service
+from objrec.deployment.service import Service
 from objrec.images.raw import write_hashes
+from objrec.model_registry.records import Record
+from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import TRAINED_ON, ModelCard, file_sha256
-from objrec.registry.records import Record
-from objrec.registry.store import FolderRegistry
-from objrec.serving import service
-from objrec.serving.service import Service
 from objrec.serving.settings import Settings
 
 CLASSES = ["red", "green", "blue"]

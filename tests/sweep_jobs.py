@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from objrec.config import search_space as space
 from objrec.config.load import load_config
-from objrec.sweeps import board, space
+from objrec.sweeps import board
 from objrec.sweeps.plan import Grid, Sampled
 from objrec.sweeps.sweeper import run_here
 from objrec.sweeps.trial import Result

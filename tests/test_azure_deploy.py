@@ -15,9 +15,9 @@ from serving_kit import make_accuracy, make_model, make_pictures
 from objrec.cloud.endpoint import check_traffic
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.pipeline.step import restrict
-from objrec.serving import handler
-from objrec.serving.predictor import Predictor
+from objrec.inference.predictor import Predictor
+from objrec.serving import request as handler
+from objrec.steps.base import restrict
 from objrec.steps.deploy import STEP
 
 NAME = "objrec-try"

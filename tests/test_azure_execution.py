@@ -164,8 +164,8 @@ def deployed_by_the_job(azure: StandIn, platform: Platform, folder: Path, cloud:
     """The last node: the workspace's address comes from the platform, the answers from the model that it uploads."""
     from azure_stand_in import GROUP, SUBSCRIPTION, WORKSPACE
 
-    from objrec.serving import handler
-    from objrec.serving.predictor import Predictor
+    from objrec.inference.predictor import Predictor
+    from objrec.serving import request as handler
 
     predictor = Predictor.load(platform.outputs["train", "model_dir"])
 

@@ -12,9 +12,9 @@ from serving_kit import make_model, make_pictures
 
 from objrec.cloud.deployment import _comparison
 from objrec.cloud.registry import CONTENT, AzureRegistry, content_of
+from objrec.deployment.gate import Unusable, decide
+from objrec.model_registry.records import Record
 from objrec.models.card import ModelCard
-from objrec.registry.gate import Unusable, decide
-from objrec.registry.records import Record
 
 pytest.importorskip("azure.ai.ml")
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from objrec.models import cifar_net, muon, schedules, training
+from objrec.models import cifar_net
+from objrec.training import fit as training
+from objrec.training import muon
+from objrec.training import schedulers as schedules
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import pytest
 from serving_kit import make_model, put_in_registry
 
 from objrec import predict, serve
+from objrec import registry as registry_command
 from objrec.config.cli import guard
-from objrec.registry import __main__ as registry_command
-from objrec.registry.store import FolderRegistry
+from objrec.model_registry.store import FolderRegistry
 
 
 def fail(error: Exception) -> Callable[[], int]:

@@ -22,9 +22,9 @@ from objrec.config.load import load_config
 from objrec.datamodules.image_folder import ImageFolderDataModule
 from objrec.datamodules.sampling import BatchSampler, InOrder, stratified_share
 from objrec.datamodules.store import open_store
-from objrec.images import folders as folders_module
-from objrec.images.folders import content_fingerprint, fingerprint, list_classes
-from objrec.images.geometry import Preprocessing
+from objrec.images import image_folder as folders_module
+from objrec.images.image_folder import content_fingerprint, fingerprint, list_classes
+from objrec.images.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PREPROCESSING = Preprocessing(size=24, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])

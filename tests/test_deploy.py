@@ -19,12 +19,12 @@ from serving_kit import FAST, make_accuracy, make_model, make_pictures, picture
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
+from objrec.deployment import service
+from objrec.deployment.gate import REFUSED
+from objrec.deployment.service import Service
+from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import file_sha256
-from objrec.pipeline.step import restrict
-from objrec.registry.gate import REFUSED
-from objrec.registry.store import FolderRegistry
-from objrec.serving import service
-from objrec.serving.service import Service
+from objrec.steps.base import restrict
 from objrec.steps.deploy import STEP
 
 
@@ -246,7 +246,7 @@ def test_a_refusal_is_quick_and_imports_no_runtime(place: Path) -> None:
     deploy(place, model, 0.9)
     program = (
         "import sys, json; from pathlib import Path\n"
-        "from objrec.config.load import load_config; from objrec.pipeline.step import restrict\n"
+        "from objrec.config.load import load_config; from objrec.steps.base import restrict\n"
         "config = load_config([f'registry_dir={sys.argv[1]}'])\n"
         "from objrec.steps.deploy import STEP\n"
         "inputs = dict(model_dir=Path('m'), accuracy_file=Path('accuracy.json'), test_dir=Path('test'))\n"

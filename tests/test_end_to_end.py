@@ -23,7 +23,7 @@ import pytest
 from conftest import shared_file
 from test_startup import HEAVY, PROBE
 
-from objrec.pipeline.store import digest_of, scan
+from objrec.runner.cache import digest_of, scan
 
 SMALL = [
     "classes.names=[apple,pear]",
@@ -122,8 +122,8 @@ def test_the_model_is_as_accurate_on_the_decoded_store_as_on_the_files(project: 
 
 
 def test_torch_serves_the_same_model(project: Path) -> None:
+    from objrec.inference.predictor import Predictor
     from objrec.models.card import ModelCard
-    from objrec.serving.predictor import Predictor
 
     model_dir = outputs(project)["model_dir"]
     pictures = sorted(outputs(project)["test_dir"].glob("*/*.jpg"))

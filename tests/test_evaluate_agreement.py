@@ -18,11 +18,12 @@ import pytest
 from evaluation_model import COLOURS, evaluate, write_model, write_pictures
 
 from objrec.config.load import load_config
+from objrec.deployment import service
+from objrec.inference.predictor import Predictor
+from objrec.model_registry.records import Record
+from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
-from objrec.registry.records import Record
-from objrec.registry.store import FolderRegistry
-from objrec.serving import handler, service
-from objrec.serving.predictor import Predictor
+from objrec.serving import request as handler
 from objrec.serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ import pytest
 from evaluation_model import COLOURS, evaluate, write_model, write_pictures
 
 from objrec.config.errors import UserError
-from objrec.images.folders import fingerprint
+from objrec.images.image_folder import fingerprint
 from objrec.models.card import file_sha256
 from objrec.steps.evaluate import choose_runtime
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from objrec.config.load import load_config
-from objrec.evaluation.duplicates import near_duplicates
 from objrec.images.decode import decode_stored
 from objrec.images.hashing import HASHED, hash_picture
-from objrec.images.nearby import NearbyIndex, near_pairs
+from objrec.images.near_duplicates import NearbyIndex, near_pairs
+from objrec.images.repeats import near_duplicates
 
 
 def test_scaled_and_recompressed_photographs_are_found_and_others_are_not(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from objrec.evaluation.gradients import GRADIENT, SEED, NoRuleError, gradient_model
 from objrec.evaluation.heatmaps import make_explainer
+from objrec.inference.predictor import Predictor
 from objrec.models.card import ModelCard
-from objrec.serving.predictor import Predictor
 
 RNG = np.random.default_rng(0)
 

@@ -18,8 +18,8 @@ from sklearn import metrics as judge
 from objrec.evaluation.calibration import softmax
 from objrec.evaluation.compare import mcnemar
 from objrec.evaluation.metrics import wilson
-from objrec.images.folders import content_fingerprint
-from objrec.serving.predictor import Predictor
+from objrec.images.image_folder import content_fingerprint
+from objrec.inference.predictor import Predictor
 
 CLASSES = sorted(COLOURS)
 Row = dict[str, str]

@@ -12,12 +12,12 @@ import pytest
 from evaluation_model import COLOURS, SIZE, evaluate, write_model, write_pictures
 from PIL import Image
 
-from objrec import exports
 from objrec.config.errors import UserError
 from objrec.export import run
+from objrec.inference import export as exports
+from objrec.inference import runtime_choice as tuning
+from objrec.inference.predictor import Predictor
 from objrec.models.card import ModelCard
-from objrec.serving import tuning
-from objrec.serving.predictor import Predictor
 
 CLASSES = sorted(COLOURS)
 

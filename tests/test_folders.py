@@ -13,7 +13,7 @@ from PIL import Image
 
 from objrec.config.errors import UserError
 from objrec.images.decode import decode
-from objrec.images.folders import fingerprint, list_classes
+from objrec.images.image_folder import fingerprint, list_classes
 from objrec.system import reading
 
 

@@ -18,16 +18,16 @@ def override_keys() -> str:
 
 
 def step_help() -> str:
-    from objrec.pipeline.command import help_text
     from objrec.steps import load_steps
+    from objrec.steps.command import help_text
 
     return "\n\n".join(f"== {step.name}\n{help_text(step)}" for step in load_steps()) + "\n"
 
 
 def command_help() -> str:
+    from objrec import pipeline as pipeline
     from objrec import train
     from objrec.config.cli import group_lines
-    from objrec.pipeline import __main__ as pipeline
 
     return f"{pipeline.HELP}\n\n{train.HELP}\n\n{group_lines()}\n"
 

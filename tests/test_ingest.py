@@ -18,8 +18,8 @@ from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.ingest.examine import Picture
 from objrec.ingest.selection import Outcome, Selection
-from objrec.pipeline.step import restrict
 from objrec.sources.base import Candidate
+from objrec.steps.base import restrict
 from objrec.steps.ingest import STEP
 from tests.test_sources_local import picture, write_folder, write_zip
 

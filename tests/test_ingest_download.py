@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from objrec.images.decode import ImageError
-from objrec.ingest.addresses import PublicResolver, RefusedAddress, check_url, is_public
-from objrec.ingest.coding import Inflater
-from objrec.ingest.download import Downloader, Limits, redirect_target
 from objrec.ingest.examine import examine
-from objrec.ingest.failures import FetchError, retry_after
-from objrec.ingest.robots import Robots, refusal
+from objrec.web.addresses import PublicResolver, RefusedAddress, check_url, is_public
+from objrec.web.coding import Inflater
+from objrec.web.download import Downloader, Limits, redirect_target
+from objrec.web.failures import FetchError, retry_after
+from objrec.web.robots import Robots, refusal
 from tests.bad_server import BadServer, head, picture, whole
 
 LIMITS = Limits(
@@ -372,7 +372,7 @@ def test_a_name_that_stands_for_a_private_address_is_refused(server: BadServer) 
 
 
 def test_a_redirect_to_a_private_address_is_refused(server: BadServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    import objrec.ingest.addresses as addresses
+    import objrec.web.addresses as addresses
 
     real = addresses.is_public  # let the server itself count as public, and nothing else
     monkeypatch.setattr(addresses, "is_public", lambda a: a == "127.0.0.1" or real(a))
@@ -496,7 +496,7 @@ def test_robots_headers(values: list[str], found: str | None) -> None:
 
 def test_a_client_of_the_endpoint_learns_nothing_of_the_names_behind_it(server: BadServer) -> None:
     from objrec.serving.fetch import fetch as fetch_for_client
-    from objrec.serving.handler import RequestError
+    from objrec.serving.request import RequestError
     from objrec.serving.settings import Settings
 
     def reason(url: str, *, private: bool = False) -> str:

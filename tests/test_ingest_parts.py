@@ -18,7 +18,7 @@ from PIL import Image
 
 from objrec.images.decode import Decoded, ImageError, decode
 from objrec.images.hashing import hash_picture
-from objrec.images.nearby import NearbyIndex
+from objrec.images.near_duplicates import NearbyIndex
 from objrec.ingest.examine import Picture, examine
 from objrec.ingest.progress import yield_table
 from objrec.ingest.selection import Outcome

@@ -11,9 +11,9 @@ import pytest
 from serving_kit import CLASSES, make_model, put_in_registry
 
 from objrec.config.errors import UserError
+from objrec.inference.predictor import Predictor
+from objrec.inference.runtimes import is_installed
 from objrec.models.card import ModelCard
-from objrec.serving.predictor import Predictor
-from objrec.serving.runtimes import is_installed
 
 HASH = "0" * 64
 FILES = {"model.safetensors": HASH, "model.onnx": HASH}

@@ -11,11 +11,11 @@ from objrec import train
 from objrec.config.cli import overrides_of
 from objrec.config.errors import UserError
 from objrec.config.load import check_flags, load_config
-from objrec.pipeline.child import ORDER
-from objrec.pipeline.command import run_step
-from objrec.pipeline.progress import Display
-from objrec.pipeline.runner import new_run_dir, run_pipeline
+from objrec.runner.display import Display
+from objrec.runner.runner import new_run_dir, run_pipeline
 from objrec.steps import load_steps
+from objrec.steps.command import run_step
+from objrec.system.processes import ORDER
 
 SMALL = ["classes.names=[apple,pear]", "ingest.num_images=24", "preprocess.image_size=32"]
 INGEST = load_steps(("ingest",))

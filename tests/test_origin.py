@@ -11,7 +11,7 @@ from serving_kit import make_pictures
 
 from objrec.config.errors import UserError
 from objrec.datamodules.origin import find_origin
-from objrec.images.folders import Listing, fingerprint, list_classes
+from objrec.images.image_folder import Listing, fingerprint, list_classes
 from objrec.images.raw import read_hashes, read_raw_images, write_hashes
 from objrec.models.card import file_sha256
 

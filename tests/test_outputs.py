@@ -12,19 +12,19 @@ import pytest
 from pipeline_driver import run
 
 from objrec import evaluate, export, train
+from objrec import pipeline as pipeline
+from objrec import registry as registry_command
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
-from objrec.pipeline import __main__ as pipeline
-from objrec.pipeline.command import execute
-from objrec.pipeline.given import steps_given
-from objrec.pipeline.outputs import check, claim, placed
-from objrec.pipeline.runner import point_latest
-from objrec.pipeline.step import Port, Step
-from objrec.registry import __main__ as registry_command
-from objrec.registry.store import FolderRegistry
+from objrec.model_registry.store import FolderRegistry
+from objrec.runner.given import steps_given
+from objrec.runner.runner import point_latest
 from objrec.steps import load_steps
+from objrec.steps.base import Port, Step
+from objrec.steps.command import execute
 from objrec.submit import command as submit
+from objrec.system.outputs import check, claim, placed
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = load_steps()

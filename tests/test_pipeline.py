@@ -16,10 +16,10 @@ from pipeline_driver import run
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.pipeline.keys import SourceIndex, key_parts
-from objrec.pipeline.step import restrict
-from objrec.pipeline.store import digest_of, scan
+from objrec.runner.cache import digest_of, scan
+from objrec.runner.keys import SourceIndex, key_parts
 from objrec.steps import NAMES, load_steps
+from objrec.steps.base import restrict
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -173,10 +173,10 @@ def test_keys_hold_no_paths_secrets_or_presentation(tmp_path: Path) -> None:
 def test_a_key_covers_the_source_that_a_step_imports(tmp_path: Path) -> None:
     index = SourceIndex(tmp_path / "sources.json")
     sources = key_parts(STEPS["preprocess"], load_config(), {}, index).sources
-    assert {"objrec/steps/preprocess.py", "objrec/images/decode.py", "objrec/datamodules/split.py"} <= set(sources)
+    assert {"objrec/steps/preprocess.py", "objrec/images/decode.py", "objrec/preprocess/split.py"} <= set(sources)
     assert not any(path.startswith(("objrec/config", "objrec/pipeline", "objrec/serving")) for path in sources)
     train = key_parts(STEPS["train"], load_config(["scheduler=cosine"]), {}, index).sources
-    assert "objrec/models/schedules.py" in train and "objrec/models/classifier.py" in train
+    assert "objrec/training/schedulers.py" in train and "objrec/training/classifier.py" in train
 
 
 def test_the_steps_own_command_equals_the_runners(workdir: Path) -> None:

@@ -20,11 +20,11 @@ import pytest
 from serving_kit import CLASSES, make_model, make_pictures, picture, put_in_registry, running_service, to_bytes
 
 from objrec import predict
+from objrec.deployment.service import Service
 from objrec.images.decode import ImageError
+from objrec.inference.predictor import Predictor
+from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
-from objrec.registry.store import FolderRegistry
-from objrec.serving.predictor import Predictor
-from objrec.serving.service import Service
 
 ROOT = Path(__file__).resolve().parents[1]
 

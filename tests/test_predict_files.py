@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from objrec import predict
-from objrec.serving import sources
+from objrec.client import inputs as sources
 
 ROOT = Path(__file__).resolve().parents[1]
 JPEG = b"\xff\xd8\xff" + bytes(200)

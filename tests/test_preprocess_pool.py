@@ -16,10 +16,10 @@ from test_split import picture
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.pipeline.step import restrict
 from objrec.preprocess import dataset
 from objrec.preprocess.crop import Crop, crop_numbered
 from objrec.preprocess.pool import FilePool, Lost
+from objrec.steps.base import restrict
 from objrec.steps.preprocess import STEP
 
 PATHS = [str(i) for i in range(200)]

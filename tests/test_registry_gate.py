@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from objrec.config.errors import UserError
-from objrec.registry.gate import (
+from objrec.deployment.gate import (
     REFUSED,
     Decision,
     Rules,
@@ -18,7 +18,7 @@ from objrec.registry.gate import (
     p_better,
     warn_if_trivial,
 )
-from objrec.registry.records import Record
+from objrec.model_registry.records import Record
 
 ORIGINAL = Rules()
 

@@ -17,14 +17,14 @@ from serving_kit import FAST, make_model, put_in_registry
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
+from objrec.deployment.rollout import roll_out
+from objrec.model_registry.records import Record
+from objrec.model_registry.store import INCOMING, FolderRegistry
 from objrec.models.card import ModelCard
 from objrec.predict import production_dir
-from objrec.registry.__main__ import main
-from objrec.registry.records import Record
-from objrec.registry.store import INCOMING, FolderRegistry
-from objrec.serving.live import LiveModels
+from objrec.registry import main
 from objrec.serving.metrics import Metrics
-from objrec.serving.rollout import roll_out
+from objrec.serving.model_manager import LiveModels
 from objrec.serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -331,7 +331,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 from serving_kit import put_in_registry
-from objrec.registry.store import FolderRegistry
+from objrec.model_registry.store import FolderRegistry
 registry = FolderRegistry(Path(sys.argv[2]))
 while True:
     for name in sys.argv[3:]:

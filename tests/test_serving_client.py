@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from objrec import predict
+from objrec.client import endpoint as client
 from objrec.config.errors import UserError
-from objrec.serving import client
 
 GOOD = {"label": "a", "probability": 1.0, "predictions": [{"label": "a", "probability": 1.0}], "model_version": "v"}
 

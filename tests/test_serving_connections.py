@@ -34,13 +34,14 @@ from serving_kit import (
     to_bytes,
 )
 
+from objrec.client.endpoint import TRIES, Endpoint
 from objrec.config.errors import UserError
+from objrec.deployment import service
+from objrec.deployment.service import Service
 from objrec.images.decode import ImageError
-from objrec.registry.store import FolderRegistry
-from objrec.serving import logs, service
-from objrec.serving.client import TRIES, Endpoint
-from objrec.serving.protocol import LINGER_SECONDS, Protocol
-from objrec.serving.service import Service
+from objrec.model_registry.store import FolderRegistry
+from objrec.serving import logs
+from objrec.serving.http_protocol import LINGER_SECONDS, Protocol
 
 JPEG = to_bytes(picture("blue", 1))
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"

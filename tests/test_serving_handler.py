@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_kit import CLASSES, make_model, picture, to_bytes
 
-from objrec.serving import handler
-from objrec.serving.handler import RequestError
-from objrec.serving.predictor import Predictor
+from objrec.inference.predictor import Predictor
+from objrec.serving import request as handler
+from objrec.serving.request import RequestError
 
 JPEG = to_bytes(picture("green", 1))
 

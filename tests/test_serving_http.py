@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from serving_kit import make_model, picture, post, request, running_service, to_bytes
 
-from objrec.serving.service import Service
+from objrec.deployment.service import Service
 
 PREFIX = "/models/colours"
 JPEG = {label: to_bytes(picture(label, 1)) for label in ("red", "green", "blue")}

@@ -11,8 +11,8 @@ import pytest
 
 from objrec.config.environment import NAMES, child_environment, drop_secrets, mark_secret
 from objrec.config.errors import UserError
-from objrec.serving.handler import RequestError
 from objrec.serving.keys import check_key, read_keys
+from objrec.serving.request import RequestError
 
 KEY = "OBJREC_SERVE_KEY"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from serving_kit import connect, make_model, picture, post, read_all, request, running_service, to_bytes
 
-from objrec.serving.service import Service
+from objrec.deployment.service import Service
 
 JPEG = to_bytes(picture("blue", 1))
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"

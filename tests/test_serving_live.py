@@ -30,9 +30,9 @@ from serving_kit import (
     to_bytes,
 )
 
+from objrec.deployment.service import Service
+from objrec.inference.predictor import Predictor
 from objrec.models.card import ModelCard
-from objrec.serving.predictor import Predictor
-from objrec.serving.service import Service
 
 JPEG = to_bytes(picture("blue", 1))
 

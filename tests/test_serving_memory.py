@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 from serving_kit import connect, make_model, picture, post, running_service, to_bytes
 
-from objrec.serving.handler import RequestError, Upload
+from objrec.deployment.service import Service
+from objrec.inference.predictor import Predictor
 from objrec.serving.memory import AUTO, MEBIBYTE, Memory
-from objrec.serving.predictor import Predictor
-from objrec.serving.service import Service
+from objrec.serving.request import RequestError, Upload
 
 JPEG = to_bytes(picture("blue", 1))
 LARGEST = 20_000_000

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from serving_kit import make_model, picture, running_service
 
-from objrec.serving.service import Service
+from objrec.deployment.service import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

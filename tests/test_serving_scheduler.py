@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from objrec.serving.handler import RequestError
+from objrec.serving.request import RequestError
 from objrec.serving.scheduler import Batcher, Scheduler
 
 

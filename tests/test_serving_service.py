@@ -19,10 +19,10 @@ from serving_kit import FAST, make_model, put_in_registry, request, running_serv
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.registry.store import FolderRegistry
+from objrec.deployment import service
+from objrec.deployment.service import Process, Service
+from objrec.model_registry.store import FolderRegistry
 from objrec.serve import main
-from objrec.serving import service
-from objrec.serving.service import Process, Service
 from objrec.serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,17 +30,18 @@ from serving_kit import (
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
+from objrec.deployment import service
+from objrec.deployment.gate import REFUSED
+from objrec.deployment.service import Service
+from objrec.inference.smoke import smoke_file
+from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
-from objrec.pipeline.step import restrict
-from objrec.registry.__main__ import main as registry_command
-from objrec.registry.gate import REFUSED
-from objrec.registry.store import FolderRegistry
-from objrec.serving import app, service
+from objrec.registry import main as registry_command
+from objrec.serving import app
 from objrec.serving.logs import FLUSH_SECONDS
 from objrec.serving.server import bind, refuse_connections
-from objrec.serving.service import Service
 from objrec.serving.settings import Settings
-from objrec.serving.smoke import smoke_file
+from objrec.steps.base import restrict
 from objrec.steps.deploy import STEP
 
 JPEG = to_bytes(picture("red", 1))
@@ -130,7 +131,7 @@ def test_a_model_that_fails_inside_the_service_changes_nothing(place: Place) -> 
             (place.registry.model_dir(ModelCard.load(second).sha256) / "model.onnx").write_bytes(b"rotten")
             return {}
 
-        patch.setattr("objrec.serving.probe.ask", rot)
+        patch.setattr("objrec.deployment.acceptance.ask", rot)
         with pytest.raises(UserError, match="damaged"):
             place.deploy(second, 0.95)
         load.wait_for(20)

@@ -16,17 +16,18 @@ from serving_kit import CLASSES, make_model, make_pictures, picture, put_in_regi
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
+from objrec.deployment import acceptance as probe
+from objrec.inference import runtime_choice as tuning
+from objrec.inference.predictor import Predictor
+from objrec.inference.runtime_choice import Tuning, tuned_dir
+from objrec.inference.runtimes import NICER, Normalizer, OpenVinoSession, callers, cores, is_installed
+from objrec.inference.smoke import Smoke, pictures_in_turns
+from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
-from objrec.registry.store import FolderRegistry
-from objrec.serving import probe, tuning
 from objrec.serving.app import State
-from objrec.serving.live import LiveModels
 from objrec.serving.metrics import Metrics
-from objrec.serving.predictor import Predictor
-from objrec.serving.runtimes import NICER, Normalizer, OpenVinoSession, callers, cores, is_installed
+from objrec.serving.model_manager import LiveModels
 from objrec.serving.settings import Settings
-from objrec.serving.smoke import Smoke, pictures_in_turns
-from objrec.serving.tuning import Tuning, tuned_dir
 
 RUNTIMES = [
     "onnxruntime",

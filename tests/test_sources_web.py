@@ -16,13 +16,13 @@ import pytest
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.ingest.api import StoredApi
-from objrec.ingest.download import Downloader
 from objrec.ingest.store import Store
 from objrec.sources.base import Candidate, SourceStopped
 from objrec.sources.build import build_sources, nodes_of
 from objrec.sources.licenses import code_of, url_of
 from objrec.sources.query import base_of
 from objrec.sources.urls import UrlsSource
+from objrec.web.download import Downloader
 from tests.bad_server import BadServer, whole
 from tests.test_ingest_download import LIMITS
 

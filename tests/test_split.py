@@ -20,12 +20,12 @@ from PIL import Image
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.datamodules import split as split_module
-from objrec.datamodules.split import SPLITS, assign_splits
-from objrec.images.folders import fingerprint, list_classes
-from objrec.images.nearby import is_featureless
+from objrec.images.image_folder import fingerprint, list_classes
+from objrec.images.near_duplicates import is_featureless
 from objrec.images.raw import read_raw_images
-from objrec.pipeline.step import restrict
+from objrec.preprocess import split as split_module
+from objrec.preprocess.split import SPLITS, assign_splits
+from objrec.steps.base import restrict
 from objrec.steps.preprocess import STEP
 from objrec.system import reading
 

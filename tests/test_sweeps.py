@@ -19,13 +19,14 @@ from PIL import Image
 
 from objrec.config.errors import UserError
 from objrec.config.load import config_dir, dump, load_config
-from objrec.models.watch import tell_watcher
-from objrec.sweeps import board, job
-from objrec.sweeps.picture import draw
+from objrec.config.search_space import Choice, Interval, check_values, combinations, read_space
+from objrec.runner import train as job
+from objrec.sweeps import board
+from objrec.sweeps.chart import draw
 from objrec.sweeps.plan import Grid, Sampled
-from objrec.sweeps.space import Choice, Interval, check_values, combinations, read_space
 from objrec.sweeps.sweeper import _build_data, _check, _identity, _locked, run_there
 from objrec.sweeps.trial import Result
+from objrec.training.callbacks.trial_report import tell_watcher
 
 SWEEPS = sorted(p.stem for p in (Path(config_dir()) / "sweep").glob("*.yaml"))
 RATES = "train.learning_rate=0.01,0.02,0.04"

@@ -14,11 +14,11 @@ from train_kit import QUIET, make_data, train
 
 from objrec.config.errors import UserError
 from objrec.config.load import config_dir, load_config
-from objrec.images.folders import fingerprint
+from objrec.images.image_folder import fingerprint
 from objrec.images.raw import read_hashes
+from objrec.inference.predictor import Predictor
 from objrec.models.card import TRAINED_ON, ModelCard, file_sha256
-from objrec.pipeline.step import restrict
-from objrec.serving.predictor import Predictor
+from objrec.steps.base import restrict
 from objrec.steps.train import STEP
 
 CONFIGS = Path(config_dir())
@@ -88,7 +88,7 @@ def test_torch_and_onnx_answer_the_same(model_dir: Path, data: Path) -> None:
 def test_training_and_prediction_see_the_same_numbers(data: Path) -> None:
     """The datamodule's normalised pictures equal those of Preprocessing: one definition."""
     from objrec.datamodules.image_folder import ImageFolderDataModule
-    from objrec.images.geometry import Preprocessing
+    from objrec.images.preprocessing import Preprocessing
 
     config = load_config(["augmentation=none"])
     preprocessing = Preprocessing(size=32, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -120,7 +120,7 @@ def test_an_interrupted_run_is_carried_on_to_the_same_weights(
 ) -> None:
     overrides = ["train.max_epochs=3", "augmentation=flip_crop", "scheduler=cosine", "compute.precision=32"]
     whole = train(data, tmp_path / "whole", *overrides)
-    from objrec.models.callbacks import History
+    from objrec.training.callbacks.history import History
 
     original = History.on_train_epoch_end
 

@@ -14,11 +14,11 @@ from train_kit import QUIET
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.models.backbones import build_backbone
-from objrec.models.finetuning import head_of, parameter_groups
-from objrec.models.hardware import choose_hardware, memory_advice
-from objrec.models.losses import ClassificationLoss, balanced_weights
-from objrec.models.resizing import ProgressiveResize
-from objrec.models.trial import _steepest
+from objrec.training.callbacks.progressive_resize import ProgressiveResize
+from objrec.training.finetuning import head_of, parameter_groups
+from objrec.training.hardware import choose_hardware, memory_advice
+from objrec.training.losses import ClassificationLoss, balanced_weights
+from objrec.training.tuner import _steepest
 
 pytestmark = QUIET
 LOGITS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))

@@ -15,11 +15,11 @@ import torch
 from train_kit import QUIET, TINY, make_data, train
 
 from objrec.config.load import config_dir, load_config
-from objrec.models import progress
 from objrec.models.card import ModelCard
-from objrec.models.watch import watched
-from objrec.sweeps.job import summary
+from objrec.runner.train import summary
 from objrec.sweeps.trial import Pruned
+from objrec.training.callbacks import progress
+from objrec.training.callbacks.trial_report import watched
 
 pytestmark = QUIET
 
@@ -193,7 +193,7 @@ def test_an_interrupted_training_stays_one_mlflow_run(
 
 
 def test_inside_a_job_the_platforms_run_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objrec.models import loggers
+    from objrec.training import loggers
 
     monkeypatch.setenv("MLFLOW_RUN_ID", "the-jobs-run")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://studio.example")

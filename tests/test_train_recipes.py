@@ -38,7 +38,7 @@ def test_a_frozen_backbone_does_not_move_but_its_head_does(data: Path, tmp_path:
 
 
 def test_the_backbone_thaws_after_its_epochs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objrec.models.callbacks import History
+    from objrec.training.callbacks.history import History
 
     seen = []
     original = History.on_train_epoch_end
@@ -118,7 +118,7 @@ def test_the_learning_rate_is_found_drawn_and_used(
 def test_the_batch_size_is_found_and_kept(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from objrec.models import training
+    from objrec.training import fit as training
 
     train(data, tmp_path / "found", "train.batch_size=auto", "debug=fast_dev_run")
     assert "train.batch_size=auto: 8\n" in capsys.readouterr().out  # of 40 pictures no more
@@ -147,7 +147,7 @@ def test_progressive_resizing_needs_a_backbone_of_any_size(data: Path, tmp_path:
 def test_memory_that_runs_out_is_told_with_the_size_to_try(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from objrec.models.classifier import Classifier
+    from objrec.training.classifier import Classifier
 
     def exhausted(self: Any, images: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1099511627776 bytes.")
@@ -166,7 +166,8 @@ def test_remainders_train(overrides: list[str], tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_used_is_refused_first(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from objrec.models import rehearsal, training
+    from objrec.training import fit as training
+    from objrec.training import rehearsal
 
     def unsupported(*args: Any) -> None:
         raise RuntimeError("Unsupported: ONNX export of operator x\n(a graph)")
@@ -180,7 +181,7 @@ def test_a_model_that_cannot_be_used_is_refused_first(data: Path, tmp_path: Path
 
 
 def test_weights_lost_in_the_last_step_are_one_line(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from objrec.models.classifier import Classifier
+    from objrec.training.classifier import Classifier
 
     def lose(self: Any, *args: Any, **options: Any) -> None:
         for p in self.model.parameters():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from train_kit import QUIET, make_data, train
 
-from objrec.models.resume import MidEpoch, open_checkpoints
+from objrec.training.resume import MidEpoch, open_checkpoints
 
 pytestmark = QUIET
 # everything that has a state or draws at random
@@ -115,7 +115,7 @@ def test_every_schedule_and_stop_is_resumed_exactly(
     options: list[str], moment: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed when the last checkpoint of an epoch has just been written, or during the export."""
-    from objrec.models import training
+    from objrec.training import fit as training
 
     recipe = ["train.max_epochs=6", "compute.precision=32", *options]
     train(data, tmp_path / "whole", *recipe)

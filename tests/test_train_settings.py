@@ -16,7 +16,7 @@ from train_kit import QUIET, TINY, make_data
 from objrec.config.errors import UserError
 from objrec.config.load import config_dir, load_config
 from objrec.config.schema import Config
-from objrec.pipeline.step import restrict
+from objrec.steps.base import restrict
 from objrec.steps.train import STEP
 
 pytestmark = QUIET
@@ -112,7 +112,7 @@ CASES += list(node_keys())
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
     """A training without its export: a hash of its weights and metrics."""
-    from objrec.models import training
+    from objrec.training import fit as training
 
     data = make_data(tmp_path_factory.mktemp("data"), train=8, valid=4)
     found: dict[tuple[str, ...], str] = {}

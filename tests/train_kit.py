@@ -10,7 +10,7 @@ from PIL import Image
 
 from objrec.config.load import load_config
 from objrec.models.card import ModelCard
-from objrec.pipeline.step import restrict
+from objrec.steps.base import restrict
 from objrec.steps.train import STEP
 
 TINY = ["backbone.name=test_resnet", "preprocess.image_size=32", "train.batch_size=8", "compute=cpu"]

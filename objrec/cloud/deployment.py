@@ -16,11 +16,11 @@ from objrec.cloud.snapshot import snapshot_files, stage
 from objrec.cloud.workspace import connect, read_workspace
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
+from objrec.deployment.comparison import Comparison
+from objrec.deployment.gate import Decision, Rules, decide, warn_if_trivial
 from objrec.images.decode import ImageError
+from objrec.model_registry.records import Record
 from objrec.models.card import ModelCard
-from objrec.registry.comparison import Comparison
-from objrec.registry.gate import Decision, Rules, decide, warn_if_trivial
-from objrec.registry.records import Record
 
 
 def deploy(
@@ -125,9 +125,9 @@ def smoke_pictures(record: Record, inputs: Mapping[str, Path], config: Config) -
     Raises:
         UserError: there is none, or the model is right so seldom that it cannot be the one that was evaluated.
     """
-    from objrec.serving.predictor import Predictor
-    from objrec.serving.probe import CHANCE, chance_of_at_most
-    from objrec.serving.smoke import pictures_in_turns
+    from objrec.deployment.acceptance import CHANCE, chance_of_at_most
+    from objrec.inference.predictor import Predictor
+    from objrec.inference.smoke import pictures_in_turns
 
     predictor = Predictor.load(inputs["model_dir"], max_pixels=config.images.max_pixels)
     pictures: list[SmokePicture] = []
@@ -172,8 +172,8 @@ def _content(endpoint: Endpoint, decision: Decision, serving: Any, before: Any) 
 def _comparison(
     registry: AzureRegistry, record: Record, inputs: Mapping[str, Path], max_pixels: int, scratch: Path
 ) -> Comparison:
-    from objrec.serving.probe import right
-    from objrec.serving.smoke import pictures_in_turns
+    from objrec.deployment.acceptance import right
+    from objrec.inference.smoke import pictures_in_turns
 
     test_dir = inputs["test_dir"]
 

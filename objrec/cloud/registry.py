@@ -9,9 +9,9 @@ from typing import Any
 
 from objrec.cloud.workspace import explained
 from objrec.config.errors import UserError
+from objrec.deployment.gate import Unusable
+from objrec.model_registry.records import Record
 from objrec.models.card import ModelCard, file_sha256
-from objrec.registry.gate import Unusable
-from objrec.registry.records import Record
 
 CONTENT = "content_sha256"  # a tag: hash over all files of the model folder
 NUMBERS = {"accuracy": float, "num_images": int}

@@ -26,7 +26,7 @@ def _no_bool(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Share = Annotated[Float, Field(ge=0, le=1)]
-Bits = Annotated[Int, Field(ge=0, le=15)]  # objrec.images.nearby.MAX_DISTANCE
+Bits = Annotated[Int, Field(ge=0, le=15)]  # objrec.images.near_duplicates.MAX_DISTANCE
 
 
 def _count_or_auto(value: Any) -> Any:

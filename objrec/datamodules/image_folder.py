@@ -25,8 +25,8 @@ from objrec.datamodules.loading import Batch, Files, PictureBatches, Source, ava
 from objrec.datamodules.origin import Origin, find_origin
 from objrec.datamodules.sampling import BatchSampler, Draw, InOrder, stratified_share
 from objrec.datamodules.store import open_store, store_key
-from objrec.images.folders import Listing, list_classes, list_images
-from objrec.images.geometry import Preprocessing
+from objrec.images.image_folder import Listing, list_classes, list_images
+from objrec.images.preprocessing import Preprocessing
 
 Split = Literal["train", "valid", "test", "predict"]
 Cache = Literal["memory", "disk", "off"]
@@ -94,7 +94,7 @@ class ImageFolderDataModule(L.LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """The content fingerprint of ``train_dir``, all of it; see ``objrec.images.folders.fingerprint``."""
+        """The content fingerprint of ``train_dir``, all of it; see ``objrec.images.image_folder.fingerprint``."""
         return self._whole.fingerprint
 
     @property

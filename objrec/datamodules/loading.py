@@ -19,7 +19,7 @@ from objrec.config.errors import UserError
 from objrec.datamodules.crops import Pixels, RandomResizedCrop, resize_into
 from objrec.datamodules.sampling import Draw
 from objrec.images.decode import ImageError
-from objrec.images.geometry import Preprocessing
+from objrec.images.preprocessing import Preprocessing
 from objrec.system.reading import read_file
 
 

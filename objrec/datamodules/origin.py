@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from objrec.images.folders import Listing, content_fingerprint
+from objrec.images.image_folder import Listing, content_fingerprint
 from objrec.images.raw import SHORT, read_raw_images
 
 

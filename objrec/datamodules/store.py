@@ -20,7 +20,7 @@ import PIL
 
 import objrec.images
 from objrec.config.errors import UserError
-from objrec.images.geometry import Preprocessing
+from objrec.images.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[range], Pixels]  # indices -> uint8 (N, size, size, 3)

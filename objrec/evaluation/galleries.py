@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from objrec.evaluation.heatmaps import Explainer
-from objrec.evaluation.inference import Pixels
 from objrec.evaluation.metrics import Predictions
+from objrec.inference.run_folder import Pixels
 from objrec.models.card import ModelCard
 
 MAX_SIDE: Final = 112  # pixels: what a card shows on a sharp screen at its width

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from objrec.evaluation.calibration import expected_calibration_error, reliability, softmax
-from objrec.evaluation.inference import Outcome
+from objrec.inference.run_folder import Outcome
 
 TOP_K: Final = (2, 3, 5)
 UNREADABLE: Final = -1  # in place of a predicted class

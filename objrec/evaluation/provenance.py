@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from objrec.config.errors import UserError
-from objrec.evaluation.inference import Outcome
 from objrec.evaluation.metrics import Predictions, wilson
+from objrec.inference.run_folder import Outcome
 
 SIZES = (64, 128, 256, 512, 1024)  # pixels of the shorter side: the slices of the size
 

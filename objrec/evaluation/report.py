@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from objrec.evaluation import label_errors, sections
 from objrec.evaluation.compare import differing
+from objrec.evaluation.confusion_chart import draw_confusion_matrix
+from objrec.evaluation.evaluate import Study
 from objrec.evaluation.files import prediction_rows, write_csv, write_json
 from objrec.evaluation.galleries import (
     Card,
@@ -26,9 +28,7 @@ from objrec.evaluation.galleries import (
 )
 from objrec.evaluation.heatmaps import Explainer
 from objrec.evaluation.metrics import Predictions, confusion_matrix
-from objrec.evaluation.pictures import draw_confusion_matrix
-from objrec.evaluation.study import Study
-from objrec.images.folders import list_classes
+from objrec.images.image_folder import list_classes
 
 MISTAKES: Final = 24
 UNCERTAIN: Final = 12

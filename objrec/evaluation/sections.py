@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from objrec.evaluation.charts import Series, confusion_svg, histogram, line_chart, reliability_diagram
+from objrec.evaluation.evaluate import Study
 from objrec.evaluation.galleries import Card
 from objrec.evaluation.metrics import wilson
-from objrec.evaluation.study import Study
 
 MAX_CONFUSIONS = 12
 MAX_ROWS = 30

@@ -8,10 +8,10 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 from urllib.parse import urlencode
 
-from objrec.ingest.download import Downloader, Reply
-from objrec.ingest.failures import FetchError, retry_after
 from objrec.ingest.store import Store
 from objrec.sources.base import ApiReply, SourceStopped, load_json
+from objrec.web.download import Downloader, Reply
+from objrec.web.failures import FetchError, retry_after
 
 
 class StoredApi:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from objrec.images.decode import ImageError
-from objrec.ingest.download import Downloader
-from objrec.ingest.failures import FetchError
 from objrec.ingest.pool import ExaminerDied, ExaminerPool
 from objrec.ingest.selection import Outcome, Selection
 from objrec.ingest.store import Store
 from objrec.sources.base import Candidate, LocalSource, Source, SourceStopped
 from objrec.sources.licenses import code_of
+from objrec.web.download import Downloader
+from objrec.web.failures import FetchError
 
 PATIENCE: Final = 0.5  # seconds that a turn may take before replacements are begun ahead
 WINDOW: Final = 512  # pictures of all classes together that may wait for their turn to be decided

@@ -21,7 +21,7 @@ from objrec.ingest.report import write_attribution, write_report
 from objrec.ingest.selection import Selection, file_of, row_of
 from objrec.ingest.store import Store
 from objrec.ingest.web import Web, setup_of
-from objrec.pipeline.progress import note
+from objrec.runner.display import note
 from objrec.sources.base import Candidate, LocalSource, Source
 from objrec.sources.build import build_sources, nodes_of, uses_web
 

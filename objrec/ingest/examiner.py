@@ -24,7 +24,7 @@ from objrec.images.decode import ImageError
 from objrec.ingest.examine import examine
 from objrec.ingest.selection import file_of
 from objrec.ingest.store import Store
-from objrec.pipeline.child import die_with_parent
+from objrec.system.processes import die_with_parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

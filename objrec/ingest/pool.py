@@ -16,7 +16,7 @@ from objrec.config.environment import child_environment
 from objrec.images.decode import ImageError
 from objrec.ingest.examine import Picture
 from objrec.ingest.examiner import Setup
-from objrec.pipeline.child import PARENT
+from objrec.system.processes import PARENT
 
 BACKLOG: Final = 1 << 18  # bytes that a process may have waiting: work while the event loop is elsewhere
 BACKLOG_JOBS: Final = 64

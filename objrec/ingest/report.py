@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError, decode
-from objrec.images.geometry import resize_and_crop
+from objrec.images.preprocessing import resize_and_crop
 from objrec.ingest.progress import asked
 from objrec.sources.licenses import url_of
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from objrec.images.nearby import NearbyIndex
+from objrec.images.near_duplicates import NearbyIndex
 from objrec.ingest.examine import Picture
 from objrec.sources.base import Candidate
 

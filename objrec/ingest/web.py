@@ -14,12 +14,12 @@ from objrec.config.schema import Config
 from objrec.images.decode import FORMATS
 from objrec.ingest.api import StoredApi
 from objrec.ingest.collect import Demands, WebAcquire
-from objrec.ingest.download import Downloader, Limits
 from objrec.ingest.examiner import Setup
 from objrec.ingest.pool import ExaminerPool
 from objrec.ingest.store import Store
 from objrec.sources.base import Candidate, Source
 from objrec.sources.build import host_limits
+from objrec.web.download import Downloader, Limits
 
 
 class Web:

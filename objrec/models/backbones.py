@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.models import cifar_net  # noqa: F401  # makes itself known to timm
-from objrec.models.finetuning import head_of
+from objrec.training.finetuning import head_of
 
 
 def build_backbone(

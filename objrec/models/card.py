@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from objrec.config.errors import UserError, did_you_mean
-from objrec.images.geometry import FILTERS, Preprocessing
+from objrec.images.preprocessing import FILTERS, Preprocessing
 
 FORMAT_VERSION = 1
 TRAINED_ON: Final = "trained_on.txt.gz"  # short hashes of the raw images that were trained on

@@ -28,7 +28,7 @@ def convert(checkpoint: Path, backbone: str, out: Path) -> None:
     from safetensors.torch import save_file
 
     from objrec.models.backbones import build_backbone, read_weights
-    from objrec.pipeline import outputs
+    from objrec.system import outputs
 
     if problems := outputs.check({"OUT": (out, "file")}, {"CHECKPOINT": checkpoint}):
         raise UserError(problems)

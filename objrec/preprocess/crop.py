@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from objrec.images.decode import ImageError, decode_stored
-from objrec.images.geometry import crop_square
 from objrec.images.hashing import HASHED, hash_picture
 from objrec.images.jpeg import encode_jpeg
+from objrec.images.preprocessing import crop_square
 from objrec.system.reading import read_file
 
 FINE_BELOW: Final = 224  # pixels

@@ -13,14 +13,14 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
-from objrec.datamodules.split import SPLITS, assign_splits
-from objrec.images.folders import Listing, content_fingerprint, list_classes
+from objrec.images.image_folder import Listing, content_fingerprint, list_classes
 from objrec.images.raw import SHORT
-from objrec.pipeline.progress import note, report
 from objrec.preprocess.crop import Crop, crop_numbered
-from objrec.preprocess.leakage import write_report
+from objrec.preprocess.leakage_report import write_report
 from objrec.preprocess.pool import FilePool, Lost
 from objrec.preprocess.selection import Picture, Selection, count_leakage, list_left_out, select
+from objrec.preprocess.split import SPLITS, assign_splits
+from objrec.runner.display import note, report
 from objrec.system.reading import shown
 
 

@@ -15,7 +15,7 @@ from multiprocessing import connection, get_context
 from typing import Any, Final, Generic, TypeVar
 
 from objrec.config.errors import UserError
-from objrec.pipeline.child import die_with_parent
+from objrec.system.processes import die_with_parent
 
 AHEAD: Final = 2  # batches that a worker has been given: it need not wait while this process is busy
 BATCH_SECONDS: Final = 0.05  # of work in a batch: what may wait behind one slow file

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from objrec.datamodules.split import Assignment
 from objrec.preprocess.crop import Crop
+from objrec.preprocess.split import Assignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,19 +21,19 @@ from starlette.exceptions import HTTPException
 
 import objrec
 from objrec.config.errors import UserError
-from objrec.serving import service
-from objrec.serving.handler import Answer, RequestError
+from objrec.deployment import service
+from objrec.inference.runtimes import callers
 from objrec.serving.keys import check_key
-from objrec.serving.live import LiveModels, Loaded
 from objrec.serving.memory import Memory
 from objrec.serving.metrics import Metrics
 from objrec.serving.middleware import Observed
+from objrec.serving.model_manager import LiveModels, Loaded
 from objrec.serving.open_inference import add_open_inference
-from objrec.serving.runtimes import callers
+from objrec.serving.request import Answer, RequestError
 from objrec.serving.scheduler import Scheduler
-from objrec.serving.scoring import add_score_route, largest_body
+from objrec.serving.schemas import PROBLEMS, Version
+from objrec.serving.score_route import add_score_route, largest_body
 from objrec.serving.settings import Settings
-from objrec.serving.wire import PROBLEMS, Version
 
 logger = logging.getLogger("objrec.serving")
 AGAIN_SECONDS = 60.0  # until a model that could not be loaded is tried again: what was wrong may have passed

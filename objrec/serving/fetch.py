@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from objrec.ingest.download import Downloader, Limits
-from objrec.ingest.failures import FetchError
-from objrec.serving.handler import RequestError, too_large
+from objrec.serving.request import RequestError, too_large
 from objrec.serving.settings import Settings
+from objrec.web.download import Downloader, Limits
+from objrec.web.failures import FetchError
 
 CONNECTIONS = 8
 CONNECTIONS_PER_HOST = 4

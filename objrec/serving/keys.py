@@ -53,7 +53,7 @@ def check_key(keys: Sequence[str], headers: Mapping[bytes, bytes]) -> None:
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
     bearer = credentials.strip() if scheme.lower() == b"bearer" else b""
     given = headers.get(b"x-api-key") or bearer
-    from objrec.serving.handler import RequestError  # commands that only read keys need no image decoder
+    from objrec.serving.request import RequestError  # commands that only read keys need no image decoder
 
     if not any(hmac.compare_digest(given, key.encode()) for key in keys):
         raise RequestError(

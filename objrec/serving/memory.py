@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from objrec.images.budget import Budget, Cost, OverBudget, available_memory, decoding_cost
 from objrec.images.decode import NotReduced
-from objrec.serving import handler
-from objrec.serving.handler import RequestError
+from objrec.serving import request as handler
+from objrec.serving.request import RequestError
 
 if TYPE_CHECKING:
-    from objrec.serving.handler import Upload
-    from objrec.serving.predictor import Predictor
+    from objrec.inference.predictor import Predictor
+    from objrec.serving.request import Upload
 
 MEBIBYTE = 1 << 20
 M_MMAP_THRESHOLD = -3  # of malloc.h

@@ -15,12 +15,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 import objrec
-from objrec.serving import handler
-from objrec.serving.handler import MAX_IMAGES, Answer, RequestError, Upload, Uploads
+from objrec.serving import request as handler
 from objrec.serving.keys import check_key
-from objrec.serving.scoring import Request as Scoring
-from objrec.serving.scoring import read_body
-from objrec.serving.wire import PROBLEMS, Problem, Wishes
+from objrec.serving.request import MAX_IMAGES, Answer, RequestError, Upload, Uploads
+from objrec.serving.schemas import PROBLEMS, Problem, Wishes
+from objrec.serving.score_route import Request as Scoring
+from objrec.serving.score_route import read_body
 
 if TYPE_CHECKING:
     from objrec.serving.app import State

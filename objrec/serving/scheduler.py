@@ -3,7 +3,7 @@
 On a CPU a picture costs decode plus model, both outside Python's lock, and batches gain little (the figures are in
 docs/benchmarks-serving.md): each thread takes one picture through both, and the machine is full when every core
 has one. On a GPU many threads decode and one feeds the model with all that waits. How many threads that makes depends
-on the runtime: ``objrec.serving.runtimes.callers``.
+on the runtime: ``objrec.inference.runtimes.callers``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from objrec.serving.handler import RequestError
+from objrec.serving.request import RequestError
 
 if TYPE_CHECKING:
-    from objrec.serving.runtimes import Logits, Pixels, Session
+    from objrec.inference.runtimes import Logits, Pixels, Session
 
 T = TypeVar("T")
 

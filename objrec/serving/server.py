@@ -19,8 +19,8 @@ import uvicorn
 from objrec.config.errors import UserError
 from objrec.serving import logs
 from objrec.serving.app import State, create_app
+from objrec.serving.http_protocol import Limits, protocol
 from objrec.serving.memory import return_large_blocks
-from objrec.serving.protocol import Limits, protocol
 from objrec.serving.settings import Settings
 
 logger = logging.getLogger(logs.LOGGER)

@@ -16,7 +16,7 @@ from typing import IO, Any, Final, Protocol
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.images.decode import ImageError
-from objrec.images.folders import JUNK_FOLDERS, OURS, STARTS, USUAL, not_an_image
+from objrec.images.image_folder import JUNK_FOLDERS, OURS, STARTS, USUAL, not_an_image
 from objrec.sources.base import Candidate
 from objrec.system.reading import read_file, shown, unreadable
 
@@ -37,7 +37,7 @@ class FolderSource:
 
     A single folder around the class folders is ignored. Within a class, folders below it included, the order follows
     the hash of the name: the first hundred of a thousand are then a sample of them and not one photographer's Monday.
-    Files that are passed over by their names (see ``objrec.images.folders``) come last, and ``read`` says why.
+    Files that are passed over by their names (see ``objrec.images.image_folder``) come last, and ``read`` says why.
 
     Attributes:
         strays: (name, reason) of files that are in no class.

@@ -10,13 +10,13 @@ from pathlib import Path
 from objrec.config.environment import AZURE, SERVE_KEY
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
+from objrec.deployment.comparison import Comparison
+from objrec.deployment.gate import Decision, Rules, Standing, Unusable, decide, warn_if_trivial
+from objrec.deployment.service import Service
+from objrec.model_registry.records import Accuracy, Record
+from objrec.model_registry.store import FolderRegistry, write_atomically
 from objrec.models.card import ModelCard
-from objrec.pipeline.step import Port, make_step
-from objrec.registry.comparison import Comparison
-from objrec.registry.gate import Decision, Rules, Standing, Unusable, decide, warn_if_trivial
-from objrec.registry.records import Accuracy, Record
-from objrec.registry.store import FolderRegistry, write_atomically
-from objrec.serving.service import Service
+from objrec.steps.base import Port, make_step
 
 
 @make_step(
@@ -94,7 +94,7 @@ def rules_of(config: Config) -> Rules:
 
 def labels_of(test_dir: Path) -> list[str]:
     """Return the class of each test image, of none where they cannot be listed."""
-    from objrec.images.folders import list_classes
+    from objrec.images.image_folder import list_classes
 
     try:
         split = list_classes(test_dir)
@@ -108,7 +108,7 @@ def _comparison(config: Config, registry: FolderRegistry, record: Record, inputs
     test_dir = inputs["test_dir"].resolve()
 
     def right(model_dir: Path) -> list[bool]:
-        from objrec.serving import probe
+        from objrec.deployment import acceptance as probe
 
         found: list[bool] = probe.ask(
             "right", model_dir=model_dir, test_dir=test_dir, max_pixels=config.images.max_pixels
@@ -116,7 +116,7 @@ def _comparison(config: Config, registry: FolderRegistry, record: Record, inputs
         return found
 
     def files() -> list[tuple[str, Path]]:
-        from objrec.serving.smoke import pictures_in_turns
+        from objrec.inference.smoke import pictures_in_turns
 
         return pictures_in_turns(test_dir)
 
@@ -154,8 +154,8 @@ class _Memory:
 def _deploy(
     config: Config, registry: FolderRegistry, record: Record, inputs: Mapping[str, Path]
 ) -> tuple[Record | None, Service | None]:
-    from objrec.serving import probe
-    from objrec.serving.rollout import roll_out
+    from objrec.deployment import acceptance as probe
+    from objrec.deployment.rollout import roll_out
 
     place = registry.add(inputs["model_dir"], record)
     probe.ask(
@@ -176,7 +176,7 @@ def _deploy(
 def _stay(
     config: Config, registry: FolderRegistry, record: Record, decision: Decision
 ) -> tuple[Record | None, Service | None]:
-    from objrec.serving import service
+    from objrec.deployment import service
 
     registry.log("refused", record=record.model_dump(), reason=decision.reason)
     settings = _settings(config, registry) if registry.production() is not None else None
@@ -223,6 +223,6 @@ def _run_and_tell(config: Config, inputs: Mapping[str, Path], outputs: Mapping[s
 
 
 if __name__ == "__main__":
-    from objrec.pipeline.command import main
+    from objrec.steps.command import main
 
     main(replace(STEP, run=_run_and_tell))  # inside a pipeline, its summary says so

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from objrec.config.environment import AZURE
 from objrec.config.schema import Config
-from objrec.pipeline.step import Port, make_step
+from objrec.steps.base import Port, make_step
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # telling by torch would take seconds where there is none
 ACCURACY_KEYS = (
@@ -32,12 +32,12 @@ ACCURACY_KEYS = (
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
     """Measure the model on test pictures and write the accuracy and a report."""
+    from objrec.evaluation.evaluate import Settings, conduct
     from objrec.evaluation.files import write_json
     from objrec.evaluation.heatmaps import make_explainer
     from objrec.evaluation.report import write_report
-    from objrec.evaluation.study import Settings, conduct
+    from objrec.inference.predictor import Predictor
     from objrec.models.card import ModelCard
-    from objrec.serving.predictor import Predictor
 
     runtime = choose_runtime(config.compute.runtime, config.compute.accelerator)
     # a thread a picture wastes less than threads that wait for each other at every layer
@@ -102,6 +102,6 @@ STEP = make_step(
 )(run)
 
 if __name__ == "__main__":
-    from objrec.pipeline.command import main
+    from objrec.steps.command import main
 
     main(STEP)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from objrec.config.environment import AZURE, SEARCH
 from objrec.config.schema import Config
-from objrec.pipeline.step import Port, make_step
+from objrec.steps.base import Port, make_step
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
@@ -28,6 +28,6 @@ STEP = make_step(
 
 
 if __name__ == "__main__":
-    from objrec.pipeline.command import main
+    from objrec.steps.command import main
 
     main(STEP)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from objrec.config.schema import Config
-from objrec.pipeline.step import Port, make_step
+from objrec.steps.base import Port, make_step
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
@@ -25,6 +25,6 @@ STEP = make_step(
 )(run)
 
 if __name__ == "__main__":
-    from objrec.pipeline.command import main
+    from objrec.steps.command import main
 
     main(STEP)

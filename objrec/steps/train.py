@@ -9,14 +9,14 @@ from typing import Any
 
 from objrec.config.environment import AZURE
 from objrec.config.schema import Config
-from objrec.pipeline.step import Port, make_step
+from objrec.steps.base import Port, make_step
 
 NUM_OUTLIERS = 200  # drawn pictures of nothing in particular
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
     """Fine-tune the backbone and export the epoch that was best on the validation pictures."""
-    from objrec.models.training import fit
+    from objrec.training.fit import fit
 
     fit(
         config,
@@ -82,6 +82,6 @@ STEP = make_step(
 )(run)
 
 if __name__ == "__main__":
-    from objrec.pipeline.command import main
+    from objrec.steps.command import main
 
     main(STEP)

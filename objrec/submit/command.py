@@ -15,8 +15,8 @@ from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
-from objrec.pipeline.runner import new_run_dir
-from objrec.pipeline.store import claim_cache
+from objrec.runner.cache import claim_cache
+from objrec.runner.runner import new_run_dir
 from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.jobs import Job, Request, build_job

@@ -16,7 +16,7 @@ from objrec.cloud.environments import ROOT, context_version
 from objrec.cloud.secrets import address
 from objrec.config.errors import UserError
 from objrec.config.schema import AzureCluster, Config
-from objrec.pipeline.step import Port, Step, lookup
+from objrec.steps.base import Port, Step, lookup
 from objrec.submit.overrides import PARAMETERS, parameters_of, share_out
 from objrec.submit.sweep import Space, sweep_node
 

@@ -15,8 +15,8 @@ from objrec.config.compose import PATH_KEYS
 from objrec.config.errors import UserError
 from objrec.config.load import dump, load_config
 from objrec.config.schema import Config
-from objrec.pipeline.runner import CONTROL
-from objrec.pipeline.step import Step, lookup
+from objrec.runner.runner import CONTROL
+from objrec.steps.base import Step, lookup
 
 # The studio shows these as fields of the job. Name of the pipeline input -> config key.
 PARAMETERS = {

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from objrec.config.load import dump, load_config
 from objrec.config.schema import Config
-from objrec.pipeline.progress import Display
+from objrec.runner.display import Display
 from objrec.sweeps.trial import Result, Trial, stored_trials
 
 SHOWN = 15  # rows of the table on the terminal; the file has all
@@ -86,7 +86,7 @@ def finish(folder: Path, config: Config, keys: Sequence[str], fixed: Sequence[st
     _show(rows, metric, keys)
     failed = [row for row in rows if row["status"] == "failed"]
     if rows[0]["status"] == "finished":
-        from objrec.sweeps.picture import draw
+        from objrec.sweeps.chart import draw
 
         line = shlex.join(["python", "-m", "objrec.train", *_overrides(rows[0], fixed, keys)])
         (folder / "best.txt").write_text(line + "\n", encoding="utf-8")

@@ -21,11 +21,11 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.pipeline.progress import CHANNEL, Display
-from objrec.sweeps.job import run_trial
+from objrec.runner.display import CHANNEL, Display
+from objrec.runner.train import run_trial
 from objrec.sweeps.trial import Result, Trial
 
-PRELOADED = ("objrec.models.training",)
+PRELOADED = ("objrec.training.fit",)
 GRACE = 30  # seconds that a trial has to save itself when it is asked to end
 # (overrides, trial folder): trains there and leaves result.json
 Job = Callable[[Sequence[str], Path], object]

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
-from objrec.sweeps.space import Dimension, combinations
+from objrec.config.search_space import Dimension, combinations
 from objrec.sweeps.trial import Result, Trial, read_json, stored_trials, write_json
 
 
@@ -61,7 +61,7 @@ class Sampled:
     def __init__(
         self, folder: Path, config: Config, *, fixed: Sequence[str], space: Mapping[str, Dimension], identity: str
     ) -> None:
-        from objrec.sweeps.study import Study
+        from objrec.sweeps.sampling import Study
 
         self._folder, self._sweep, self._fixed, self._identity = folder, config.sweep, tuple(fixed), identity
         _check_same_sweep(folder, config, space, identity)

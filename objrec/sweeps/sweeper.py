@@ -17,23 +17,24 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from objrec.config import search_space as space
 from objrec.config.cli import guard
 from objrec.config.compose import config_dir
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
-from objrec.images.folders import fingerprint
-from objrec.pipeline.keys import settings_read
-from objrec.pipeline.outputs import claim
-from objrec.pipeline.runner import forget_run
-from objrec.pipeline.step import lookup
-from objrec.pipeline.store import Store
-from objrec.sweeps import board, space
-from objrec.sweeps.job import data_dirs
+from objrec.config.search_space import Dimension
+from objrec.images.image_folder import fingerprint
+from objrec.runner.cache import Store
+from objrec.runner.keys import settings_read
+from objrec.runner.runner import forget_run
+from objrec.runner.train import data_dirs
+from objrec.steps.base import lookup
+from objrec.sweeps import board
 from objrec.sweeps.local import Lanes, cores, gpus
 from objrec.sweeps.plan import Grid, Plan, Sampled
-from objrec.sweeps.space import Dimension
 from objrec.sweeps.trial import Result, Trial
+from objrec.system.outputs import claim
 
 NAME = "hydra_plugins.objrec.TrialSweeper"  # configs/config.yaml; Hydra takes plugins of this namespace only
 OWN = ("run_dir", "force")  # overrides that steer a sweep and mean nothing to a trial

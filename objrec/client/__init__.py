@@ -1,0 +1,1 @@
+"""What predict.py asks, reads and prints."""

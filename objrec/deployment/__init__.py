@@ -1,0 +1,1 @@
+"""The gate, the acceptance test, the rollout and the background service."""

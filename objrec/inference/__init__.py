@@ -1,0 +1,1 @@
+"""A model folder at work: runtimes, the predictor, export, scores."""

@@ -1,0 +1,173 @@
+"""A trained model that answers for pictures, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from objrec.config.errors import UserError
+from objrec.models.card import ModelCard
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from objrec.images.budget import Budget
+    from objrec.inference.runtimes import Session
+
+MAX_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Pictures in, class probabilities out. Safe to call from many threads at once.
+
+    Example:
+        >>> predictor = Predictor.load(Path("runs/pipeline/latest/train/model_dir"))
+        >>> predictor.predict([Path("cat.jpg")])[0][0]
+        ('cat', 0.97)
+    """
+
+    card: ModelCard
+    session: Session
+    max_pixels: int = MAX_PIXELS
+    workers: int = 1
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: Path,
+        *,
+        threads: int = 0,
+        runtime: str = "onnxruntime",
+        precision: str = "fp32",
+        workers: int = 1,
+        int8: Path | None = None,
+        max_pixels: int = MAX_PIXELS,
+        verify: bool = True,
+    ) -> Self:
+        """Load a model folder.
+
+        Args:
+            threads: of one prediction; 0 lets the runtime choose.
+            runtime: ``onnxruntime``, ``openvino`` or ``torch``.
+            precision: of the arithmetic: ``fp32``, ``bf16`` or ``int8``.
+            workers: how many threads will call at once; a batch is divided among as many, except on a GPU.
+            int8: the quantised model, for ``precision="int8"``.
+            max_pixels: pictures above it are refused, see ``objrec.images.decode``.
+            verify: check the hashes of the files first; False only where the caller has just done so.
+
+        Raises:
+            UserError: for a damaged folder, a model that does not fit its card, or a runtime that is not installed.
+        """
+        from objrec.inference.runtimes import open_session
+
+        card = ModelCard.load(model_dir)
+        if verify:
+            card.verify(model_dir)
+        try:
+            session = open_session(
+                model_dir, card, runtime=runtime, precision=precision, threads=threads, workers=workers, int8=int8
+            )
+        except RuntimeError as error:  # of torch or OpenVINO, whose first answer or weights are of another shape
+            raise _unfit(model_dir, error) from None
+        _check_fit(session, card, model_dir)
+        return cls(card, session, max_pixels, workers)
+
+    def pixels(self, picture: bytes | Path, *, budget: Budget | None = None) -> npt.NDArray[np.uint8]:
+        """Decode and crop an image to uint8 (size, size, 3).
+
+        Args:
+            budget: memory that others decode with too; what the image takes is waited for. An image larger than all of
+                it waits until it is alone.
+
+        Raises:
+            ImageError: as ``objrec.images.decode.decode_stored``.
+        """
+        preprocessing = self.card.preprocessing
+        if budget is None:
+            return preprocessing.pixels(picture, max_pixels=self.max_pixels)
+        from objrec.images.budget import decoding_cost
+        from objrec.images.decode import NotReduced
+
+        data = picture.read_bytes() if isinstance(picture, Path) else picture
+        cost = decoding_cost(data, max_pixels=self.max_pixels, target=self.card.input_size)
+        try:
+            with budget.take(min(cost.memory, budget.size)):
+                return preprocessing.pixels(data, max_pixels=self.max_pixels, patient=False)
+        except NotReduced:
+            with budget.take(min(cost.patient, budget.size)):
+                return preprocessing.pixels(data, max_pixels=self.max_pixels)
+
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Map uint8 (N, size, size, 3) to float32 logits (N, classes)."""
+        if self.workers == 1 or self.session.batched or len(pixels) == 1:
+            return self.session.logits(pixels)
+        import numpy as np
+
+        parts = np.array_split(pixels, min(self.workers, len(pixels)))
+        return np.concatenate(list(self._threads.map(self.session.logits, parts)))
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.workers)
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Map uint8 (N, size, size, 3) to calibrated probabilities (N, classes), rows summing to 1."""
+        return softmax(self.logits(pixels), self.card.temperature)
+
+    def predict(self, pictures: Iterable[bytes | Path], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
+        """Return for each picture its ``top_k`` (label, probability), best first. Raises ImageError for a bad one."""
+        return [self.ranked(self.probabilities(self.pixels(p)[None])[0], top_k) for p in pictures]
+
+    def is_unknown(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Return (N,): which of (N, classes) logits are of pictures that show none of the classes.
+
+        Raises:
+            UserError: the model folder has no threshold for it.
+        """
+        from objrec.evaluation.unknown import is_unknown
+
+        if self.card.unknown is None:
+            raise UserError("this model has no threshold for unknown pictures: train it again")
+        return is_unknown(logits, self.card.unknown, self.card.temperature)
+
+    def ranked(self, probabilities: npt.NDArray[np.float64], top_k: int) -> list[tuple[str, float]]:
+        """Pair the ``top_k`` largest of (classes,) probabilities with their labels, best first."""
+        order: Sequence[int] = (-probabilities).argsort(kind="stable")[:top_k].tolist()
+        return [(self.card.class_names[i], float(probabilities[i])) for i in order]
+
+
+def _check_fit(session: Session, card: ModelCard, model_dir: Path) -> None:
+    """Answer for a black picture: the model takes pictures of the card's size, and has an output for each class.
+
+    It is warm then, as the first run allocates. OpenVINO's bindings look numpy up on first use, too, and two threads
+    that do so at once wait for each other for ever.
+    """
+    import numpy as np
+
+    size, classes = card.input_size, len(card.class_names)
+    try:
+        shape = session.logits(np.zeros((1, size, size, 3), dtype=np.uint8)).shape
+    except Exception as error:  # the runtimes' own exception types share no public base
+        raise _unfit(model_dir, error) from None
+    if shape != (1, classes):
+        raise _unfit(model_dir, f"it has {shape[-1]} outputs, its card names {classes} classes")
+
+
+def _unfit(model_dir: Path, reason: Exception | str) -> UserError:
+    line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    return UserError(f"{model_dir}: the model fails ({line}): its model.json must be the one that was written with it")
+
+
+def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float64]:
+    """Return softmax(logits / temperature) along the last axis, in float64."""
+    import numpy as np
+
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]

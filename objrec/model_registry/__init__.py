@@ -1,0 +1,1 @@
+"""Registered models: records, aliases, integrity."""

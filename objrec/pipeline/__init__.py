@@ -1,1 +1,0 @@
-"""How steps are declared, keyed, cached and run. Knows the steps only by their declarations."""

@@ -1,0 +1,1 @@
+"""Run steps on this machine: keys, the cache of outputs, the runner and its display."""

@@ -1,0 +1,156 @@
+"""A step's cache key: the config it reads, its inputs' content, its source files, the libraries that shape it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from objrec.config.load import dump
+from objrec.config.schema import Config
+from objrec.steps.base import Step
+from objrec.system.reading import stamp_of
+
+# Values are hashed as values, and running a step is not what it computes: a change there re-runs nothing.
+NOT_SOURCE = ("objrec.config", "objrec.pipeline", "objrec.steps.__init__")
+
+
+@dataclass(frozen=True)
+class KeyParts:
+    """What a key is made of; kept in the manifest, so that a rerun can say what changed."""
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    sources: dict[str, str]
+    libraries: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def changes_since(self, old: Mapping[str, Any]) -> str:
+        """Say in a few words what differs from the parts in an older manifest."""
+        said: list[str] = []
+        for part, phrase in (("config", "{k} {a} → {b}"), ("inputs", "{k} changed"), ("libraries", "{k} {a} → {b}")):
+            now, was = getattr(self, part), old.get(part, {})
+            for k in sorted({*now, *was}):
+                if now.get(k) != was.get(k):
+                    said.append(phrase.format(k=k, a=_short(was.get(k)), b=_short(now.get(k))))
+        sources = [k for k in {*self.sources, *old.get("sources", {})} if self.sources.get(k) != old["sources"].get(k)]
+        said += [f"{k} edited" for k in sorted(sources)]
+        return ", ".join(said[:3]) + (f" and {len(said) - 3} more" if len(said) > 3 else "")
+
+
+def key_parts(step: Step, config: Config, inputs: Mapping[str, str], sources: SourceIndex) -> KeyParts:
+    """Collect the parts of ``step``'s key; ``inputs`` maps ports to content digests."""
+    read = settings_read(step, config)
+    targets = {v.rpartition(".")[0] for k, v in read.items() if k.endswith("_target_") and v.startswith("objrec.")}
+    return KeyParts(
+        config=read,
+        inputs=dict(inputs),
+        sources=sources.closure(step.module, *sorted(targets)),
+        libraries={name: _version(name) for name in sorted(step.libraries)},
+    )
+
+
+def settings_read(step: Step, config: Config) -> dict[str, Any]:
+    """Return the settings that are part of ``step``'s key, by dotted name."""
+    return {k: v for k, v in _flat(dump(config, keyed_only=True)) if _covers(step.reads, k)}
+
+
+class SourceIndex:
+    """Content hashes and imports of objrec's source files, remembered by size and time between runs."""
+
+    def __init__(self, memory: Path) -> None:
+        self._root = Path(__file__).resolve().parents[1]
+        self._memory = memory
+        try:
+            self._known: dict[str, list[Any]] = json.loads(memory.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+        self._learnt = False
+
+    def closure(self, *modules: str) -> dict[str, str]:
+        """Map every objrec file that the modules import, directly or not, to its sha256."""
+        found: dict[str, str] = {}
+        queue = list(modules)
+        seen: set[str] = set()
+        while queue:
+            module = queue.pop()
+            if module in seen or module.startswith(NOT_SOURCE):
+                continue
+            seen.add(module)
+            path = self._file(module)
+            if path is None:
+                continue
+            digest, imports = self._look(path)
+            found[str(path.relative_to(self._root.parent))] = digest
+            queue += [*imports, module.rpartition(".")[0]]
+        found.pop("objrec/__init__.py", None)  # holds the version only: a release re-runs nothing by itself
+        return found
+
+    def remember(self) -> None:
+        """Write what was learnt, so that the next run needs only stat."""
+        if self._learnt:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._memory.with_suffix(f".{id(self)}.tmp")
+            beside.write_text(json.dumps(self._known))
+            beside.replace(self._memory)
+
+    def _file(self, module: str) -> Path | None:
+        if module.split(".")[0] != "objrec":
+            return None
+        base = self._root.joinpath(*module.split(".")[1:])
+        candidates = (base.with_suffix(".py"), base / "__init__.py") if base != self._root else (base / "__init__.py",)
+        return next((p for p in candidates if p.is_file()), None)
+
+    def _look(self, path: Path) -> tuple[str, list[str]]:
+        stat = path.stat()
+        name, mark = str(path), list(stamp_of(stat))
+        known = self._known.get(name)
+        if known is None or known[0] != mark:
+            text = path.read_bytes()
+            known = [mark, hashlib.sha256(text).hexdigest(), sorted(set(self._imports(text)))]
+            self._known[name] = known
+            self._learnt = True
+        return known[1], known[2]
+
+    def _imports(self, text: bytes) -> Iterator[str]:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                yield from (a.name for a in node.names if a.name.startswith("objrec"))
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("objrec"):
+                assert node.module is not None
+                for alias in node.names:  # `from package import x`: a module of that name, else a name in the package
+                    inner = f"{node.module}.{alias.name}"
+                    yield inner if self._file(inner) else node.module
+
+
+def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(data, dict) and data:
+        for name, value in data.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, data
+
+
+def _covers(reads: tuple[str, ...], key: str) -> bool:
+    return any(key == r or key.startswith(f"{r}.") for r in reads)
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _version(distribution: str) -> str:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(distribution)
+    return "absent"

@@ -1,0 +1,118 @@
+"""One training as a command or a trial: the data set first where none is given, then the model, then a summary."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from objrec.config.errors import UserError
+from objrec.config.schema import Config
+from objrec.sweeps.trial import Pruned, Result
+
+
+def train(config: Config, *, overrides: Sequence[str], run_dir: Path) -> Any:
+    """Train as configured into ``run_dir/model`` and say where everything lies; returns the ``ModelCard``.
+
+    Args:
+        overrides: what the user typed, for the steps that build the data set.
+        run_dir: takes the model folder and the logs.
+
+    Raises:
+        UserError: a bad setting, or data that cannot be used.
+    """
+    from objrec.models.card import ModelCard
+    from objrec.steps.base import restrict
+    from objrec.steps.train import STEP
+
+    data = data_dirs(config, overrides, run_dir)
+    model_dir = run_dir / "model"
+    model_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        STEP.run(restrict(config, STEP), {k: data[k] for k in ("train_dir", "valid_dir")}, {"model_dir": model_dir})
+    except KeyboardInterrupt:
+        print(f"To resume, give the same command run_dir={run_dir}", flush=True)
+        raise
+    card = ModelCard.load(model_dir)
+    print(summary(card, config, model_dir, data.get("test_dir")))
+    return card
+
+
+def summary(card: Any, config: Config, model_dir: Path, test_dir: Path | None) -> str:
+    """Return what a person wants to know after a training: how good, where, and what to do next."""
+    if model_dir.is_relative_to(Path.cwd()):
+        model_dir = model_dir.relative_to(Path.cwd())
+    told = {"best epoch": f"{card.metrics['epoch'] + 1:.0f} of {config.train.max_epochs}"}
+    told |= {name: f"{value:.4f}" for name, value in card.metrics.items() if "/" in name}
+    told["model"] = str(model_dir)
+    pictures = {"metrics": "metrics.csv", "curves": "curves.png", "batch": "batch.png", "lr finder": "lr_finder.png"}
+    told |= {what: str(path) for what, n in pictures.items() if (path := model_dir / "training" / n).is_file()}
+    told["evaluate"] = f"python -m objrec.evaluate model_dir={model_dir} test_dir={test_dir or 'DIR'}"
+    told["predict"] = f"python predict.py PICTURE --model {model_dir}"
+    width = max(map(len, told))
+    return "\n".join(f"{what:<{width}}  {text}" for what, text in told.items())
+
+
+def data_dirs(config: Config, overrides: Sequence[str], run_dir: Path) -> dict[str, Path]:
+    """Return train_dir, valid_dir and, where it is known, test_dir: those given, or the cached outputs of the steps."""
+    from objrec.runner.display import Display
+    from objrec.runner.runner import check_run, run_pipeline
+    from objrec.steps import load_steps
+
+    given = {k: Path(v) for k in ("train_dir", "valid_dir", "test_dir") if (v := getattr(config, k)) is not None}
+    if {"train_dir", "valid_dir"} <= set(given):
+        return given
+    if {"train_dir", "valid_dir"} & set(given):
+        missing = "valid_dir" if "train_dir" in given else "train_dir"
+        raise UserError(f"{missing} is missing: give both train_dir and valid_dir, or neither")
+    steps = load_steps(("ingest", "preprocess"))
+    check_run(steps, config)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "data.log").open("a") as log, Display(log) as display:
+        record = run_pipeline(steps, config, overrides, run_dir=run_dir, display=display)
+    return {name: Path(path) for name, path in record.step("preprocess").outputs.items()}
+
+
+def run_trial(config: Config | UserError, overrides: Sequence[str], folder: Path) -> Result:
+    """Train in a sweep's trial folder and leave ``result.json`` there, whatever happens but a kill or Ctrl-C."""
+    from objrec.training.callbacks.trial_report import watched
+
+    began = time.monotonic()
+    try:
+        if isinstance(config, UserError):
+            raise config
+        with watched(_study(config, folder)):
+            card = train(config, overrides=overrides, run_dir=folder)
+        result = Result(status="finished", metrics=card.metrics, seconds=_since(began))
+    except Pruned as told:
+        print(told)
+        shutil.rmtree(folder / "model" / "training" / "checkpoints", ignore_errors=True)
+        metrics = {"epoch": float(told.epoch), **told.metrics}
+        result = Result(status="pruned", metrics=metrics, seconds=_since(began), reason=str(told))
+    except UserError as error:
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        result = Result(status="failed", seconds=_since(began), reason=error.messages[0])
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        result = Result(status="failed", seconds=_since(began), reason=reason)
+    result.save(folder)
+    return result
+
+
+def _study(config: Config, folder: Path) -> Any:
+    """Return who watches the trial's epochs: the study of a sweep that stops trials early."""
+    if config.sweep.algorithm == "grid" or config.sweep.early_termination == "none":
+        return None
+    from objrec.sweeps.sampling import Watch
+
+    return Watch(folder.parent, int(folder.name), config.sweep)
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)

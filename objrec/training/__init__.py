@@ -1,0 +1,1 @@
+"""One training: the Lightning module, its fit and what shapes them."""
