@@ -169,12 +169,13 @@ def _label_one(picture: Picture, classify: Classify) -> Result:
 
 def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     from objrec.images.budget import Budget, available_memory
-    from objrec.inference.predictor import Predictor, softmax
-    from objrec.inference.runtimes import cores
+    from objrec.inference.predictor import Predictor
+    from objrec.inference.scores import softmax
+    from objrec.system.cores import available_cores
 
     defaults = _defaults()
     model_dir = options.model or production_dir(options.registry or Path(defaults["registry_dir"]))
-    workers = cores()
+    workers = available_cores()
     predictor = Predictor.load(
         model_dir,
         threads=1,

@@ -79,7 +79,8 @@ def task(node: Any) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from objrec.runner.train import run_trial, train
+    from objrec.runner.train import train
+    from objrec.sweeps.trial_run import run_trial
     from objrec.system.outputs import mark
 
     job = HydraConfig.get()

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluation_model import COLOURS, evaluate, write_model, write_pictures
+from objrec.inference.paired_test import mcnemar
+from objrec.inference.scores import softmax
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn import metrics as judge
 
-from objrec.evaluation.calibration import softmax
-from objrec.evaluation.compare import mcnemar
 from objrec.evaluation.metrics import wilson
 from objrec.images.image_folder import content_fingerprint
 from objrec.inference.predictor import Predictor

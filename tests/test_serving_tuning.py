@@ -20,7 +20,7 @@ from objrec.deployment import acceptance as probe
 from objrec.inference import runtime_choice as tuning
 from objrec.inference.predictor import Predictor
 from objrec.inference.runtime_choice import Tuning, tuned_dir
-from objrec.inference.runtimes import NICER, Normalizer, OpenVinoSession, callers, cores, is_installed
+from objrec.inference.runtimes import NICER, Normalizer, OpenVinoSession, callers, is_installed
 from objrec.inference.smoke import Smoke, pictures_in_turns
 from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
@@ -28,6 +28,7 @@ from objrec.serving.app import State
 from objrec.serving.metrics import Metrics
 from objrec.serving.model_manager import LiveModels
 from objrec.serving.settings import Settings
+from objrec.system.cores import available_cores
 
 RUNTIMES = [
     "onnxruntime",
@@ -107,9 +108,9 @@ def test_a_served_model_has_the_threads_that_keep_it_busy(model_dir: Path, tmp_p
         state.models.follow()
         found[options] = state.scheduler.workers
         state.scheduler.close()
-    assert found == {(): cores() + 1, ("serve.workers=3",): 3}
+    assert found == {(): available_cores() + 1, ("serve.workers=3",): 3}
     session = SimpleNamespace(batched=False, own_threads=True)
-    assert callers(session, max_batch=8) == 2 * cores() + 3
+    assert callers(session, max_batch=8) == 2 * available_cores() + 3
     session.batched = True
     assert callers(session, max_batch=8) == 8
 

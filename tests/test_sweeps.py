@@ -20,8 +20,8 @@ from PIL import Image
 from objrec.config.errors import UserError
 from objrec.config.load import config_dir, dump, load_config
 from objrec.config.search_space import Choice, Interval, check_values, combinations, read_space
-from objrec.runner import train as job
 from objrec.sweeps import board
+from objrec.sweeps import trial_run as job
 from objrec.sweeps.chart import draw
 from objrec.sweeps.plan import Grid, Sampled
 from objrec.sweeps.sweeper import _build_data, _check, _identity, _locked, run_there

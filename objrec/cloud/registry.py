@@ -11,7 +11,8 @@ from objrec.cloud.workspace import explained
 from objrec.config.errors import UserError
 from objrec.deployment.gate import Unusable
 from objrec.model_registry.records import Record
-from objrec.models.card import ModelCard, file_sha256
+from objrec.models.card import ModelCard
+from objrec.system.files import file_sha256
 
 CONTENT = "content_sha256"  # a tag: hash over all files of the model folder
 NUMBERS = {"accuracy": float, "num_images": int}

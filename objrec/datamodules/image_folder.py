@@ -21,12 +21,13 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Augmentation, DataModule
 from objrec.datamodules.augmentation import BatchAugmentation
 from objrec.datamodules.crops import RandomResizedCrop
-from objrec.datamodules.loading import Batch, Files, PictureBatches, Source, available_cores, make_loader
+from objrec.datamodules.loading import Batch, Files, PictureBatches, Source, make_loader
 from objrec.datamodules.origin import Origin, find_origin
 from objrec.datamodules.sampling import BatchSampler, Draw, InOrder, stratified_share
 from objrec.datamodules.store import open_store, store_key
 from objrec.images.image_folder import Listing, list_classes, list_images
 from objrec.images.preprocessing import Preprocessing
+from objrec.system.cores import available_cores
 
 Split = Literal["train", "valid", "test", "predict"]
 Cache = Literal["memory", "disk", "off"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from objrec.datamodules.crops import Pixels, RandomResizedCrop, resize_into
 from objrec.datamodules.sampling import Draw
 from objrec.images.decode import ImageError
 from objrec.images.preprocessing import Preprocessing
+from objrec.system.cores import available_cores
 from objrec.system.reading import read_file
 
 
@@ -178,8 +178,3 @@ def make_loader(
         persistent_workers=True,
         pin_memory=pin,
     )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import PIL
 import objrec.images
 from objrec.config.errors import UserError
 from objrec.images.preprocessing import Preprocessing
+from objrec.system.files import lock
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[range], Pixels]  # indices -> uint8 (N, size, size, 3)
@@ -93,7 +93,7 @@ def open_store(root: Path, key: str, *, count: int, size: int, decode: Decode, l
     place = root / key
     if not _complete(place, count, size):
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f"{key}.lock"):
+        with lock(root / f"{key}.lock", required=False):
             if not _complete(place, count, size):
                 _build(place, count=count, size=size, decode=decode, limit=limit)
     with contextlib.suppress(OSError):  # a cache that may only be read serves too
@@ -149,11 +149,3 @@ def _make_room(root: Path, limit: int) -> None:
         kept += size
         if kept > limit:
             shutil.rmtree(folder, ignore_errors=True)  # who has it mapped keeps it until the end
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        with contextlib.suppress(OSError):  # not every network file system has locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

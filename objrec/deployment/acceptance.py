@@ -21,7 +21,7 @@ from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 from objrec.inference.smoke import PICTURES
-from objrec.model_registry.store import write_atomically
+from objrec.system.files import write_atomically
 
 if TYPE_CHECKING:
     from objrec.inference.predictor import Predictor
@@ -73,8 +73,8 @@ def try_model(
     """
     from objrec.inference.predictor import Predictor
     from objrec.inference.runtime_choice import tune, tuned_dir
-    from objrec.inference.runtimes import cores
     from objrec.inference.smoke import Smoke, pictures_in_turns, smoke_file
+    from objrec.system.cores import available_cores
 
     predictor = Predictor.load(model_dir, max_pixels=max_pixels, verify=False)  # the registry has just verified it
     names = predictor.card.class_names
@@ -98,7 +98,7 @@ def try_model(
         test_pictures=pictures,
         runtime=runtime,
         precision=precision,
-        workers=workers or cores(),
+        workers=workers or available_cores(),
         max_accuracy_drop=max_accuracy_drop,
         max_pixels=max_pixels,
     )

@@ -13,7 +13,8 @@ from objrec.config.errors import UserError
 from objrec.deployment.gate import Standing, p_better
 from objrec.images.raw import SHORT, read_hashes, read_raw_images
 from objrec.model_registry.records import Record
-from objrec.models.card import TRAINED_ON, ModelCard, file_sha256
+from objrec.models.card import TRAINED_ON, ModelCard
+from objrec.system.files import file_sha256
 
 Files = Sequence[tuple[str, Path]]  # (class, file) of a test set
 

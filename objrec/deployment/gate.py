@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from objrec.config.errors import UserError
+from objrec.inference.paired_test import mcnemar
 from objrec.model_registry.records import Record
 
 REFUSED = "not deployed: same training data, accuracy not higher"
@@ -202,25 +203,8 @@ def warn_if_trivial(decision: Decision, accuracy: float, labels: Iterable[str]) 
     return replace(decision, reason=f"{decision.reason}; {warning}")
 
 
-def mcnemar(first_right: list[bool], second_right: list[bool]) -> float:
-    """Return the two-sided exact p-value that two classifiers do equally well on the same images.
-
-    Only images on which exactly one of them is right tell them apart; under equality each falls to either side like a
-    coin. Source: Q. McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
-    """
-    assert len(first_right) == len(second_right)
-    only_first = sum(a and not b for a, b in zip(first_right, second_right, strict=True))
-    only_second = sum(b and not a for a, b in zip(first_right, second_right, strict=True))
-    n, k = only_first + only_second, min(only_first, only_second)
-    if n == 0:
-        return 1.0
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    ratio: float = 2 * tail / 2**n  # of whole numbers, which have no largest
-    return min(1.0, ratio)
-
-
 def p_better(candidate_right: list[bool], current_right: list[bool]) -> float:
     """Return McNemar's p-value, or 1 where the candidate is not right more often: nothing then speaks for it."""
-    if sum(candidate_right) <= sum(current_right):
-        return 1.0
-    return mcnemar(candidate_right, current_right)
+    only_candidate = sum(a and not b for a, b in zip(candidate_right, current_right, strict=True))
+    only_current = sum(b and not a for a, b in zip(candidate_right, current_right, strict=True))
+    return mcnemar(only_candidate, only_current) if only_candidate > only_current else 1.0

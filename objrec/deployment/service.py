@@ -8,7 +8,6 @@ answers on ``/version``, so that a port which another program has since taken is
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -17,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 
 from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
+from objrec.system.files import lock, write_json
 
 if TYPE_CHECKING:
     from objrec.serving.settings import Settings
@@ -170,9 +170,7 @@ def _parse(text: str) -> Service | None:
 
 
 def write_state(registry_dir: Path, service: Service) -> None:
-    from objrec.model_registry.store import write_atomically
-
-    write_atomically(state_file(registry_dir), json.dumps(asdict(service), indent=2) + "\n", mode=0o600)
+    write_json(state_file(registry_dir), asdict(service), mode=0o600)
 
 
 def find(registry_dir: Path) -> Service | None:
@@ -208,15 +206,12 @@ def _foreign(registry_dir: Path) -> str:
     return f"the service that {state_file(registry_dir)} names belongs to another user: only they can ask or stop it"
 
 
-@contextlib.contextmanager
-def start_lock(registry_dir: Path) -> Iterator[None]:
+def start_lock(registry_dir: Path) -> AbstractContextManager[int]:
     """Hold off other starters, so that two commands at once start one service."""
     from objrec.model_registry.store import claim_registry
 
     claim_registry(registry_dir)
-    with (registry_dir / ".service.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return lock(registry_dir / ".service.lock")
 
 
 def refuse_other_systems() -> None:

@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating]
+from objrec.inference.scores import Floats, softmax
+
 Ints = npt.NDArray[np.integer]
 
 TEMPERATURES: Final = (
@@ -16,13 +17,6 @@ TEMPERATURES: Final = (
     10.0,
 )  # a handful of validation pictures, all right, must not make a model sure of everything
 BINS: Final = 15
-
-
-def softmax(logits: Floats, temperature: float = 1.0) -> npt.NDArray[np.float64]:
-    """Return softmax(logits / temperature) along the last axis, in float64."""
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def fit_temperature(logits: Floats, targets: Ints) -> float:

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from objrec.evaluation.metrics import UNREADABLE, Predictions, per_class, summarize
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value that two models are equally good, from the pictures that only one has right.
-
-    The exact binomial form. Source: Q. McNemar, "Note on the sampling error of the difference between correlated
-    proportions or percentages", Psychometrika 12, 1947.
-    """
-    n, k = only_first + only_second, min(only_first, only_second)
-    if n == 0:
-        return 1.0
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
-    return min(1.0, 2 * math.fsum(math.exp(value) for value in logs))
+from objrec.inference.paired_test import mcnemar
 
 
 def compare(first: Predictions, second: Predictions) -> dict[str, Any]:

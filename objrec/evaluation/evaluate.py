@@ -25,7 +25,8 @@ from objrec.evaluation.perturb import PERTURBATIONS, STRENGTHS, perturb
 from objrec.images.image_folder import list_images
 from objrec.images.repeats import near_duplicates
 from objrec.inference.run_folder import Outcome, Pixels, read_pictures, run_model
-from objrec.models.card import ModelCard
+from objrec.inference.scores import known_score
+from objrec.models.card import UNKNOWN_SCORES, ModelCard
 
 NUM_OUTLIERS: Final = 60  # few enough not to be felt beside the test pictures
 OUTLIER_SEED: Final = 1  # others than those on which training chose the score
@@ -169,8 +170,8 @@ def _unknowns(
     """Score test pictures, drawn noise and ``unknown_dir``, and measure how well the scores part them."""
     card = model.card
     rule = card.unknown
-    method = rule["score"] if rule else unknown.SCORES[0]
-    known = unknown.score(outcome.logits, method, card.temperature)
+    method = rule["score"] if rule else UNKNOWN_SCORES[0]
+    known = known_score(outcome.logits, method, card.temperature)
     columns["unknown_score"] = [float(s) if r else "" for s, r in zip(known, outcome.readable, strict=True)]
     drawn = unknown.outlier_pixels(card.input_size, NUM_OUTLIERS, seed=OUTLIER_SEED)
     outliers = {"noise": ([str(i) for i in range(len(drawn))], model.logits(drawn))}
@@ -181,7 +182,7 @@ def _unknowns(
         found["known_rejected"] = _share(known[outcome.readable] < rule["threshold"])
     rows = []
     for kind, (names, logits) in outliers.items():
-        scores = unknown.score(logits, method, card.temperature)
+        scores = known_score(logits, method, card.temperature)
         found["against"][kind] = {
             "num_images": len(names),
             "auroc": unknown.auroc(known[outcome.readable], scores),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,6 @@ PREDICTION_COLUMNS = (
     "target_probability_uncalibrated",
     "target_rank",
 )
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write ``data`` with a stable layout; numbers keep all their digits."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

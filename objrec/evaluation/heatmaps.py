@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from objrec.evaluation.calibration import softmax
 from objrec.evaluation.gradients import GRADIENT, SEED, NoRuleError, gradient_model, shapes_of
 from objrec.images.preprocessing import Preprocessing
+from objrec.inference.scores import softmax
 
 MIN_MAP: Final = 4  # cells a side: a coarser map says "somewhere in the picture"
 OCCLUDED: Final = 5  # squares a side that are covered in turn where gradients cannot be had

@@ -9,8 +9,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from objrec.evaluation.calibration import expected_calibration_error, reliability, softmax
+from objrec.evaluation.calibration import expected_calibration_error, reliability
 from objrec.inference.run_folder import Outcome
+from objrec.inference.scores import softmax
 
 TOP_K: Final = (2, 3, 5)
 UNREADABLE: Final = -1  # in place of a predicted class

@@ -17,7 +17,7 @@ from objrec.evaluation import label_errors, sections
 from objrec.evaluation.compare import differing
 from objrec.evaluation.confusion_chart import draw_confusion_matrix
 from objrec.evaluation.evaluate import Study
-from objrec.evaluation.files import prediction_rows, write_csv, write_json
+from objrec.evaluation.files import prediction_rows, write_csv
 from objrec.evaluation.galleries import (
     Card,
     heat_maps,
@@ -29,6 +29,7 @@ from objrec.evaluation.galleries import (
 from objrec.evaluation.heatmaps import Explainer
 from objrec.evaluation.metrics import Predictions, confusion_matrix
 from objrec.images.image_folder import list_classes
+from objrec.system.files import write_json
 
 MISTAKES: Final = 24
 UNCERTAIN: Final = 12

@@ -1,35 +1,20 @@
 """Pictures that show none of the classes: a score, a threshold, and how well they part known from unknown.
 
 The threshold is chosen on validation data by ``choose``, travels in ``model.json`` under ``unknown``, and is applied by
-``is_unknown`` wherever someone asks for it.
+``is_unknown`` of ``objrec.inference.scores`` wherever someone asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from objrec.evaluation.calibration import Floats, softmax
+from objrec.inference.scores import Floats, known_score
+from objrec.models.card import UNKNOWN_SCORES
 
 KEEP: Final = 0.95  # share of validation pictures that stay known: the usual operating point in the literature
-SCORES: Final = ("max_probability", "energy")  # in order of preference where they do equally well
-
-
-def score(logits: Floats, method: str, temperature: float) -> npt.NDArray[np.float64]:
-    """Return (N,) scores of (N, classes) logits, higher for pictures more like the known ones.
-
-    ``max_probability`` is the calibrated probability of the predicted class (Hendrycks and Gimpel, ICLR 2017);
-    ``energy`` is log sum exp of the logits (Liu et al., NeurIPS 2020).
-    """
-    if method == "max_probability":
-        return softmax(logits, temperature).max(axis=-1)  # type: ignore[no-any-return]
-    assert method == "energy", method
-    z = logits.astype(np.float64)
-    top = z.max(axis=-1)
-    return top + np.log(np.exp(z - top[..., None]).sum(axis=-1))  # type: ignore[no-any-return]
 
 
 def choose(logits: Floats, *, temperature: float, outlier_logits: Floats) -> dict[str, Any]:
@@ -45,10 +30,10 @@ def choose(logits: Floats, *, temperature: float, outlier_logits: Floats) -> dic
         of the validation pictures are above it), ``keep``, ``auroc`` (against the outliers) and ``num_images``.
     """
     found: dict[str, tuple[float, npt.NDArray[np.float64]]] = {}
-    for method in SCORES:
-        known = score(logits, method, temperature)
-        found[method] = auroc(known, score(outlier_logits, method, temperature)), known
-    best = max(SCORES, key=lambda method: round(found[method][0], 3))
+    for method in UNKNOWN_SCORES:
+        known = known_score(logits, method, temperature)
+        found[method] = auroc(known, known_score(outlier_logits, method, temperature)), known
+    best = max(UNKNOWN_SCORES, key=lambda method: round(found[method][0], 3))
     area, known = found[best]
     return {
         "score": best,
@@ -57,11 +42,6 @@ def choose(logits: Floats, *, temperature: float, outlier_logits: Floats) -> dic
         "auroc": round(area, 6),
         "num_images": len(known),
     }
-
-
-def is_unknown(logits: Floats, rule: Mapping[str, Any], temperature: float) -> npt.NDArray[np.bool_]:
-    """Return (N,): which of (N, classes) logits belong to none of the classes, by the rule from ``model.json``."""
-    return score(logits, rule["score"], temperature) < float(rule["threshold"])
 
 
 def auroc(known: Floats, unknown: Floats) -> float:

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from objrec.config.errors import UserError
 from objrec.images.decode import SUFFIXES
+from objrec.system.cores import available_cores
+from objrec.system.files import atomic_file
 from objrec.system.reading import SETTLED, Stamp, read_file, shown, stamp_of, unreadable
 
 USUAL: Final = SUFFIXES | {".jfif", ".jpe"}  # believed until decoded; any other file is asked for its first bytes
@@ -94,7 +96,7 @@ class Listing:
         digests, known = self._remembered()
         unknown = np.flatnonzero(~known)
         if len(unknown):
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing leave the interpreter lock
+            with ThreadPoolExecutor(available_cores()) as pool:  # reading and hashing leave the interpreter lock
                 for start in range(0, len(unknown), 4096):
                     part = unknown[start : start + 4096]
                     for i, digest in zip(part, pool.map(lambda i: _sha256(self.path(i)), part.tolist()), strict=True):
@@ -128,10 +130,8 @@ class Listing:
             names = np.frombuffer(os.fsencode("\0".join(self.names)), np.uint8)
             stamps = np.where(self.stamps[:, 2:3] > self.listed_at - SETTLED, -1, self.stamps)
             self._memory.parent.mkdir(parents=True, exist_ok=True)
-            beside = self._memory.with_suffix(f".{os.getpid()}.partial")
-            with beside.open("wb") as file:
+            with atomic_file(self._memory) as file:
                 np.savez(file, names=names, stamps=stamps, digests=digests)
-            beside.replace(self._memory)
 
 
 def list_classes(folder: Path, cache_dir: Path | None = None) -> Listing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from objrec.images.decode import ImageError, decode_stored
 from objrec.images.hashing import HASHED, hash_picture
 from objrec.images.image_folder import list_classes
 from objrec.images.near_duplicates import NearbyIndex
+from objrec.system.cores import available_cores
 from objrec.system.reading import read_file
 
 
@@ -33,7 +33,7 @@ def near_duplicates(
         distance: bits by which near-duplicates may differ; None: only the same bytes count.
     """
     listing = list_classes(train_dir)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         ours = list(pool.map(lambda p: _fingerprint(p, max_pixels), test))
         theirs = list(pool.map(lambda p: _fingerprint(p, max_pixels), (path for path, _ in listing.files)))
     same = {known.sha256: place for place, known in reversed(list(enumerate(theirs)))}

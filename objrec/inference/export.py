@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from objrec.config.errors import UserError
-from objrec.evaluation.calibration import softmax
 from objrec.images.image_folder import list_classes
 from objrec.inference.predictor import Predictor
 from objrec.inference.run_folder import Forward, match_classes, read_pictures
-from objrec.models.card import ModelCard, file_sha256
+from objrec.inference.scores import softmax
+from objrec.models.card import ModelCard
+from objrec.system.files import file_sha256, write_json
 
 TOLERANCE: Final = 1e-3  # of logits relative to the largest, between runtimes that both compute in float32
 USAGE: Final = {
@@ -120,8 +121,8 @@ def export(
         found = pictures.logits(quantized.logits)
         checks.append(_check("int8", Path("int8"), card, expected, found, pictures.targets))
     original_name = "the weights in torch" if by_torch else "model.onnx in ONNX Runtime"
-    _write_json(out / "preprocessing.json", preprocessing(card))
-    _write_json(out / "export.json", {"original": original_name, "checks": [asdict(check) for check in checks]})
+    write_json(out / "preprocessing.json", preprocessing(card))
+    write_json(out / "export.json", {"original": original_name, "checks": [asdict(check) for check in checks]})
     return checks
 
 
@@ -253,7 +254,3 @@ def _write_int8(model_dir: Path, folder: Path, train_dir: Path, num_calibration:
     quantization = {"precision": "int8", "calibration_images": len(chosen)}
     ModelCard.model_validate({**card.model_dump(), "files": hashes, "quantization": quantization}).save(folder)
     return folder
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

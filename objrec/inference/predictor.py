@@ -118,6 +118,8 @@ class Predictor:
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Map uint8 (N, size, size, 3) to calibrated probabilities (N, classes), rows summing to 1."""
+        from objrec.inference.scores import softmax
+
         return softmax(self.logits(pixels), self.card.temperature)
 
     def predict(self, pictures: Iterable[bytes | Path], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
@@ -130,7 +132,7 @@ class Predictor:
         Raises:
             UserError: the model folder has no threshold for it.
         """
-        from objrec.evaluation.unknown import is_unknown
+        from objrec.inference.scores import is_unknown
 
         if self.card.unknown is None:
             raise UserError("this model has no threshold for unknown pictures: train it again")
@@ -162,12 +164,3 @@ def _check_fit(session: Session, card: ModelCard, model_dir: Path) -> None:
 def _unfit(model_dir: Path, reason: Exception | str) -> UserError:
     line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     return UserError(f"{model_dir}: the model fails ({line}): its model.json must be the one that was written with it")
-
-
-def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float64]:
-    """Return softmax(logits / temperature) along the last axis, in float64."""
-    import numpy as np
-
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.images.decode import ImageError
 from objrec.images.image_folder import Listing, content_fingerprint, list_classes
 from objrec.models.card import ModelCard
-from objrec.runner.display import report
+from objrec.system.cores import available_cores
+from objrec.system.progress import report
 from objrec.system.reading import read_file, shown
 
 Pixels = npt.NDArray[np.uint8]
@@ -145,7 +145,7 @@ def read_pictures(
             return Read(sha256, None, str(error))
         return Read(sha256, pixels if alter is None else alter(pixels, sha256), None)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         pending: list[list[Future[Read]]] = []
         for start in range(0, len(files), batch_size):
             pending.append([pool.submit(read, path) for path in files[start : start + batch_size]])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import platform
 import tempfile
 import threading
@@ -27,8 +26,8 @@ from objrec.images.decode import ImageError
 from objrec.inference.predictor import Predictor
 from objrec.inference.runtimes import INT8_FILE, RUNTIMES, has_bf16, is_installed
 from objrec.inference.smoke import TOLERANCE, Smoke
-from objrec.model_registry.store import write_atomically
-from objrec.models.card import file_sha256
+from objrec.system.cores import available_cores
+from objrec.system.files import file_sha256, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +87,7 @@ def tuned_dir(registry_dir: Path, sha256: str) -> Path:
 
 def machine() -> str:
     """Return a fingerprint of what the findings depend on: processor, cores, versions of the runtimes."""
-    parts = [platform.machine(), str(os.cpu_count()), str(has_bf16())]
+    parts = [platform.machine(), str(available_cores()), str(has_bf16())]
     for runtime in RUNTIMES:
         try:
             parts.append(f"{runtime}={metadata.version(runtime)}")

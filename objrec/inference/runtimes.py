@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.models.card import ModelCard
+from objrec.system.cores import available_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,12 +221,7 @@ def callers(session: Session, *, max_batch: int) -> int:
         return max_batch
     # one more than cores: while a thread waits for Python's lock, another's picture keeps its core busy; where the
     # model has threads of its own, as many decode for them, and two more wait for the lock
-    return 2 * cores() + 3 if session.own_threads else cores() + 1
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 2 * available_cores() + 3 if session.own_threads else available_cores() + 1
 
 
 def is_installed(runtime: str) -> bool:

@@ -21,9 +21,10 @@ from objrec.ingest.report import write_attribution, write_report
 from objrec.ingest.selection import Selection, file_of, row_of
 from objrec.ingest.store import Store
 from objrec.ingest.web import Web, setup_of
-from objrec.runner.display import note
 from objrec.sources.base import Candidate, LocalSource, Source
 from objrec.sources.build import build_sources, nodes_of, uses_web
+from objrec.system.cores import available_cores
+from objrec.system.progress import note
 
 Row = dict[str, Any]
 
@@ -41,7 +42,7 @@ def build(config: Config, source_path: Path | None, target: Path) -> None:
     with (target / "manifest.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (*rows, *untaken))
     write_attribution(target / "ATTRIBUTION.md", rows)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         write_report(target / "ingest_report.html", rows, class_names, wanted, notes, pool)
     _tell(selection, class_names, wanted)
     counts = Counter(row["status"] for row in untaken)
@@ -62,7 +63,7 @@ async def _collect(
     settings = config.ingest
     context: dict[str, Any] = {"seed": config.seed} | ({} if source_path is None else {"path": source_path})
     async with AsyncExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        threads = stack.enter_context(ThreadPoolExecutor(available_cores()))
         examiners = await stack.enter_async_context(ExaminerPool(setup_of(config, target)))
         web = await stack.enter_async_context(Web(config, examiners)) if uses_web(config.source) else None
         if web is not None:

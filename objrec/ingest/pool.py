@@ -16,6 +16,7 @@ from objrec.config.environment import child_environment
 from objrec.images.decode import ImageError
 from objrec.ingest.examine import Picture
 from objrec.ingest.examiner import Setup
+from objrec.system.cores import available_cores
 from objrec.system.processes import PARENT
 
 BACKLOG: Final = 1 << 18  # bytes that a process may have waiting: work while the event loop is elsewhere
@@ -81,7 +82,7 @@ class ExaminerPool:
 
     def __init__(self, setup: Setup, *, most: int | None = None, patience: float = PATIENCE) -> None:
         self._setup = json.dumps(asdict(setup)).encode() + b"\n"
-        self._most = most or os.cpu_count() or 1
+        self._most = most or available_cores()
         self._patience = patience
         self._waiting: deque[_Job] = deque()
         self._held = 0  # bytes of pictures that are not examined yet

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
 from objrec.ingest.selection import Selection
-from objrec.runner import display as pipeline
+from objrec.system import progress as pipeline
 
 LINE_EVERY: Final = 10.0  # seconds between lines where there is no terminal
 DRAW_EVERY: Final = 0.2

@@ -15,7 +15,6 @@ Readers take no lock: models appear and aliases move by rename, and a torn last 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +29,8 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.model_registry.records import Record
-from objrec.models.card import CURE, ModelCard, file_sha256
+from objrec.models.card import CURE, ModelCard
+from objrec.system.files import file_sha256, lock, sync_folder, write_json
 from objrec.system.outputs import claim, files_in
 
 INCOMING = ".incoming-"
@@ -139,20 +139,15 @@ class FolderRegistry:
     def lock(self) -> Iterator[None]:
         """Hold the registry against other writers. Not reentrant."""
         claim_registry(self.root)
-        with (self.root / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with lock(self.root / ".lock"):
             yield
 
     @contextlib.contextmanager
     def deploying(self) -> Iterator[None]:
         """Hold off other deployments: what is decided here is still true when it is done."""
         claim_registry(self.root)
-        with (self.root / ".deploying").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another deployment to {self.root} is under way: waiting for it", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        waiting = f"another deployment to {self.root} is under way: waiting for it"
+        with lock(self.root / ".deploying", busy=lambda: print(waiting, file=sys.stderr, flush=True)):
             yield
 
     def log(self, event: str, **details: Any) -> None:
@@ -216,7 +211,7 @@ class FolderRegistry:
             if place.exists():  # damaged: set aside first, as a rename cannot replace a folder with content
                 place.rename(models / f"{INCOMING}damaged-{os.getpid()}-{place.name[:12]}")
             incoming.rename(place)
-            _sync_folder(models)
+            sync_folder(models)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
@@ -256,8 +251,7 @@ class FolderRegistry:
         return _fault(self.model_dir(sha256), self.hashes().get(sha256, {}))
 
     def _write_aliases(self, aliases: dict[str, Record]) -> None:
-        text = json.dumps({name: record.model_dump() for name, record in aliases.items()}, indent=2) + "\n"
-        write_atomically(self.root / "aliases.json", text)
+        write_json(self.root / "aliases.json", {name: record.model_dump() for name, record in aliases.items()})
 
     def verify(self) -> dict[str, str]:
         """Return what is wrong with each registered model: an empty text for a sound one."""
@@ -347,30 +341,6 @@ def model_of(event: dict[str, Any]) -> str | None:
     record = event.get("record")
     sha256 = record.get("sha256") if isinstance(record, dict) else event.get("sha256")
     return sha256 if isinstance(sha256, str) else None
-
-
-def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Replace a file: readers see the old text or the new one, also after a crash."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)  # noqa: PTH101
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fault(model_dir: Path, hashes: Mapping[str, str]) -> str:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.models import cifar_net  # noqa: F401  # makes itself known to timm
-from objrec.training.finetuning import head_of
 
 
 def build_backbone(
@@ -39,6 +38,23 @@ def build_backbone(
             raise UserError(f"backbone.small_input=true: {name} cuts images into patches and has no stem to change")
         _keep_resolution(model)
     return model
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """Return the classification head of a timm model, or of any model the last linear layer.
+
+    Raises:
+        UserError: there is none.
+    """
+    if callable(get := getattr(model, "get_classifier", None)):
+        found = get()
+        found = nn.ModuleList(found) if isinstance(found, (list, tuple)) else found
+        if isinstance(found, nn.Module) and any(True for _ in found.parameters()):
+            return found
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise UserError("backbone.frozen and train.freeze_epochs need a backbone with a linear head")
+    return linear[-1]
 
 
 def takes_any_size(name: str) -> bool:

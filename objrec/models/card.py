@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from objrec.config.errors import UserError, did_you_mean
 from objrec.images.preprocessing import FILTERS, Preprocessing
+from objrec.system.files import file_sha256
 
 FORMAT_VERSION = 1
 TRAINED_ON: Final = "trained_on.txt.gz"  # short hashes of the raw images that were trained on
 FILES: Final = ("model.safetensors", "model.onnx")
+UNKNOWN_SCORES: Final = ("max_probability", "energy")  # in order of preference where they do equally well
 CURE: Final = "copy the model folder again, or train again"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -78,11 +79,9 @@ class ModelCard(BaseModel):
     def _check_unknown(cls, rule: dict[str, Any] | None) -> dict[str, Any] | None:
         if rule is None:
             return None
-        from objrec.evaluation.unknown import SCORES
-
         threshold: Any = rule.get("threshold")
-        if rule.get("score") not in SCORES:
-            raise ValueError(f"its score is none of {', '.join(SCORES)}")
+        if rule.get("score") not in UNKNOWN_SCORES:
+            raise ValueError(f"its score is none of {', '.join(UNKNOWN_SCORES)}")
         if type(threshold) not in (int, float) or not abs(threshold) < sys.float_info.max:
             raise ValueError("its threshold is not a finite number")
         return rule
@@ -156,9 +155,3 @@ def _read(path: Path) -> Any:
     if is_other:
         raise UserError(f"{path} is not a file: {CURE}")
     return data
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from objrec.config.environment import child_environment
 from objrec.images.raw import write_hashes
 from objrec.models.backbones import build_backbone
-from objrec.models.card import TRAINED_ON, ModelCard, file_sha256
+from objrec.models.card import TRAINED_ON, ModelCard
+from objrec.system.files import file_sha256
 
 TOLERANCE = 1e-3  # of logits, ONNX Runtime against torch, both float32 on a CPU
 LIBRARIES = ("torch", "torchvision", "timm", "lightning", "onnxruntime", "objrec")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from objrec.preprocess.leakage_report import write_report
 from objrec.preprocess.pool import FilePool, Lost
 from objrec.preprocess.selection import Picture, Selection, count_leakage, list_left_out, select
 from objrec.preprocess.split import SPLITS, assign_splits
-from objrec.runner.display import note, report
+from objrec.system.cores import available_cores
+from objrec.system.progress import note, report
 from objrec.system.reading import shown
 
 
@@ -135,11 +135,6 @@ def _crop_all(config: Config, listing: Listing, scratch: Path) -> Iterator[Pictu
         assert crop is not None
         file = shown(name.partition("/")[2])
         yield Picture(class_name=listing.classes[target], file=file, scratch=scratch, number=index, crop=crop)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _file_name(picture: Picture) -> str:

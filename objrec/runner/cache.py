@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from objrec.runner.display import note
 from objrec.runner.keys import KeyParts
 from objrec.steps.base import Step
 from objrec.system import outputs
+from objrec.system.files import file_sha256, lock, write_atomically
+from objrec.system.progress import note
 from objrec.system.reading import SETTLED, stamp_of, unreadable
 
 MANIFEST = "manifest.json"
@@ -47,11 +47,8 @@ class Store:
         A step's process inherits the descriptor, so that the right is held until the last writer is gone, even when
         the process that asked for it was killed.
         """
-        path = self.root / "locks" / f"{step.name}-{key}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file.fileno()
+        with lock(self.root / "locks" / f"{step.name}-{key}") as descriptor:
+            yield descriptor
 
     def find(self, step: Step, key: str) -> tuple[Entry | None, str]:
         """Return the stored entry, or None and what is wrong with it (empty: there is none)."""
@@ -94,10 +91,7 @@ class Store:
             files = scan(partial / port.name)
             built[port.name] = {"digest": digest_of(files), "files": files}
         manifest = {"step": step.name, "key": key, "parts": asdict(parts), "outputs": built}
-        with (partial / MANIFEST).open("w") as file:
-            json.dump(manifest, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_atomically(partial / MANIFEST, json.dumps(manifest))
         self.discard(step, key)
         partial.rename(place)
         return Entry({n: place / n for n in built}, {n: o["digest"] for n, o in built.items()})
@@ -140,9 +134,7 @@ class Store:
         files = scan(path, known)
         if files != known:
             memory.parent.mkdir(parents=True, exist_ok=True)
-            beside = memory.with_suffix(f".{os.getpid()}")
-            beside.write_text(json.dumps(files))
-            beside.replace(memory)
+            write_atomically(memory, json.dumps(files))
         return digest_of(files)
 
     def _place(self, step: Step, key: str) -> Path:
@@ -222,7 +214,6 @@ def _walk(path: Path) -> Iterator[tuple[str, str, os.stat_result]]:
 
 def _sha256(path: str) -> str:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 (a hot path)
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise unreadable(path, error) from error

@@ -15,6 +15,7 @@ from typing import Any
 from objrec.config.load import dump
 from objrec.config.schema import Config
 from objrec.steps.base import Step
+from objrec.system.files import write_atomically
 from objrec.system.reading import stamp_of
 
 # Values are hashed as values, and running a step is not what it computes: a change there re-runs nothing.
@@ -100,9 +101,7 @@ class SourceIndex:
         """Write what was learnt, so that the next run needs only stat."""
         if self._learnt:
             self._memory.parent.mkdir(parents=True, exist_ok=True)
-            beside = self._memory.with_suffix(f".{id(self)}.tmp")
-            beside.write_text(json.dumps(self._known))
-            beside.replace(self._memory)
+            write_atomically(self._memory, json.dumps(self._known))
 
     def _file(self, module: str) -> Path | None:
         if module.split(".")[0] != "objrec":

@@ -20,12 +20,14 @@ from objrec.config.environment import child_environment
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
 from objrec.runner.cache import Entry, Store, claim_cache
-from objrec.runner.display import CHANNEL, Display
+from objrec.runner.display import Display
 from objrec.runner.given import inputs_of, steps_given
 from objrec.runner.keys import KeyParts, SourceIndex, key_parts
 from objrec.steps.base import Step, lookup, restrict
 from objrec.system import outputs as places
+from objrec.system.files import write_json
 from objrec.system.processes import ORDER, PARENT
+from objrec.system.progress import CHANNEL
 
 Status = Literal["ran", "reused", "given", "failed", "skipped"]
 CONTROL = ("force", "run_dir")  # overrides that steer the runner and mean nothing to a step
@@ -61,9 +63,7 @@ class RunRecord:
         return any(s["status"] in ("ran", "reused") for s in steps)
 
     def save(self, run_dir: Path) -> None:
-        beside = run_dir / ".run.json"
-        beside.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        beside.replace(run_dir / "run.json")
+        write_json(run_dir / "run.json", asdict(self))
 
 
 class StepFailed(RuntimeError):

@@ -14,14 +14,16 @@ from pathlib import Path
 from objrec.config.errors import UserError
 from objrec.inference.predictor import Predictor
 from objrec.inference.runtime_choice import Tuning, tuned_dir
-from objrec.inference.runtimes import INT8_FILE, cores
+from objrec.inference.runtimes import INT8_FILE
 from objrec.inference.smoke import TOLERANCE, Smoke, smoke_file
 from objrec.model_registry.records import Record
 from objrec.model_registry.store import FolderRegistry
-from objrec.models.card import ModelCard, file_sha256
+from objrec.models.card import ModelCard
 from objrec.serving.metrics import Metrics
 from objrec.serving.scheduler import Batcher
 from objrec.serving.settings import Settings
+from objrec.system.cores import available_cores
+from objrec.system.files import file_sha256
 
 logger = logging.getLogger("objrec.serving")
 KEPT = 3  # production, previous (so that a rollback is a change of a pointer), and one on its way
@@ -160,7 +162,7 @@ class LiveModels:
             int8 = place / INT8_FILE
             if not int8.is_file() or file_sha256(int8) != (found and found.int8_sha256):
                 raise UserError(f"{int8} is missing or damaged: deploy the model again, or set serve.precision=fp32")
-        workers = settings.workers or cores()
+        workers = settings.workers or available_cores()
         predictor = Predictor.load(
             folder,
             runtime="onnxruntime" if runtime == "auto" else runtime,

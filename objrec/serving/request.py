@@ -144,7 +144,7 @@ def answer(logits: Any, predictor: Predictor, *, top_k: int, unknown: bool = Fal
     Raises:
         RequestError: ``unknown`` is asked for and the model has no threshold for it.
     """
-    from objrec.inference.predictor import softmax
+    from objrec.inference.scores import softmax
 
     ranked = predictor.ranked(softmax(logits, predictor.card.temperature)[0], top_k)
     label, probability = ranked[0]

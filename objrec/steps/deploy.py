@@ -14,9 +14,10 @@ from objrec.deployment.comparison import Comparison
 from objrec.deployment.gate import Decision, Rules, Standing, Unusable, decide, warn_if_trivial
 from objrec.deployment.service import Service
 from objrec.model_registry.records import Accuracy, Record
-from objrec.model_registry.store import FolderRegistry, write_atomically
+from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
 from objrec.steps.base import Port, make_step
+from objrec.system.files import write_json
 
 
 @make_step(
@@ -50,7 +51,7 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
         from objrec.cloud.deployment import deploy
 
         content = deploy(config, record, inputs, rules_of(config), labels_of(inputs["test_dir"]))
-        write_atomically(outputs["endpoint_file"], json.dumps(content, indent=2) + "\n")
+        write_json(outputs["endpoint_file"], content)
         return
     registry = FolderRegistry(Path(config.registry_dir).resolve())
     with registry.deploying():
@@ -213,7 +214,7 @@ def _write(
         "accuracy": serving.accuracy if serving is not None else None,
         "previous_version": last.sha256 if last is not None else None,
     }
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
 
 
 def _run_and_tell(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from objrec.config.environment import AZURE
 from objrec.config.schema import Config
 from objrec.steps.base import Port, make_step
+from objrec.system.cores import available_cores
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # telling by torch would take seconds where there is none
 ACCURACY_KEYS = (
@@ -33,15 +33,15 @@ ACCURACY_KEYS = (
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
     """Measure the model on test pictures and write the accuracy and a report."""
     from objrec.evaluation.evaluate import Settings, conduct
-    from objrec.evaluation.files import write_json
     from objrec.evaluation.heatmaps import make_explainer
     from objrec.evaluation.report import write_report
     from objrec.inference.predictor import Predictor
     from objrec.models.card import ModelCard
+    from objrec.system.files import write_json
 
     runtime = choose_runtime(config.compute.runtime, config.compute.accelerator)
     # a thread a picture wastes less than threads that wait for each other at every layer
-    load = partial(Predictor.load, runtime=runtime, threads=1, workers=os.cpu_count() or 1)
+    load = partial(Predictor.load, runtime=runtime, threads=1, workers=available_cores())
     preprocessing = ModelCard.load(inputs["model_dir"]).preprocessing
     settings = Settings(
         batch_size=config.evaluate.batch_size,

@@ -21,6 +21,7 @@ from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.jobs import Job, Request, build_job
 from objrec.submit.sweep import read_space, split_swept
+from objrec.system.files import write_json
 
 SHORT = ("dry_run", "wait", "cleanup")  # may be given without ``azure.``
 
@@ -66,7 +67,8 @@ def run(overrides: Sequence[str]) -> int:
 
     name, status = submit(place, job, config)
     steps = {k: v for k, v in marks.items() if k != "code"}
-    _write_json(memory, {"name": name, "code": code, "steps": steps})
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    write_json(memory, {"name": name, "code": code, "steps": steps})
     return status
 
 
@@ -123,10 +125,3 @@ def _read(memory: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(data, indent=2) + "\n")
-    beside.replace(path)

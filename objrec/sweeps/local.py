@@ -21,9 +21,11 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.runner.display import CHANNEL, Display
-from objrec.runner.train import run_trial
+from objrec.runner.display import Display
 from objrec.sweeps.trial import Result, Trial
+from objrec.sweeps.trial_run import run_trial
+from objrec.system.cores import available_cores
+from objrec.system.progress import CHANNEL
 
 PRELOADED = ("objrec.training.fit",)
 GRACE = 30  # seconds that a trial has to save itself when it is asked to end
@@ -60,7 +62,7 @@ class Lanes:
         preload: Sequence[str] = PRELOADED,
     ) -> None:
         self.lanes, self.timeout, self.display, self.job = lanes, timeout, display, job
-        self.threads = max(1, cores() // lanes)
+        self.threads = max(1, available_cores() // lanes)
         self._running: set[Any] = set()
         self._stopping = threading.Event()
         self._context = multiprocessing.get_context("forkserver")
@@ -192,11 +194,6 @@ def _take_share(threads: int, lane: int) -> None:
         torch.set_num_threads(threads)
     if len(devices := gpus()) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[lane % len(devices)]
-
-
-def cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:

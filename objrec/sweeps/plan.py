@@ -10,7 +10,8 @@ from typing import Protocol
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.config.search_space import Dimension, combinations
-from objrec.sweeps.trial import Result, Trial, read_json, stored_trials, write_json
+from objrec.sweeps.trial import Result, Trial, stored_trials
+from objrec.system.files import read_json, write_json
 
 
 class Plan(Protocol):

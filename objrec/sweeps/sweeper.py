@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -31,9 +31,11 @@ from objrec.runner.runner import forget_run
 from objrec.runner.train import data_dirs
 from objrec.steps.base import lookup
 from objrec.sweeps import board
-from objrec.sweeps.local import Lanes, cores, gpus
+from objrec.sweeps.local import Lanes, gpus
 from objrec.sweeps.plan import Grid, Plan, Sampled
 from objrec.sweeps.trial import Result, Trial
+from objrec.system.cores import available_cores
+from objrec.system.files import lock
 from objrec.system.outputs import claim
 
 NAME = "hydra_plugins.objrec.TrialSweeper"  # configs/config.yaml; Hydra takes plugins of this namespace only
@@ -175,7 +177,7 @@ def run_here(trials: Plan, config: Config, folder: Path, **options: Any) -> None
     """Run the trials in processes of this machine; ``options`` go to ``Lanes``."""
     most = config.sweep.max_concurrent_trials
     places = len(gpus()) if config.compute.accelerator != "cpu" else 0
-    lanes = min(most, places or cores())
+    lanes = min(most, places or available_cores())
     with (folder / "sweep.log").open("a") as log, board.TrialDisplay(log, config.sweep.metric) as display:
 
         def tell(trial: Trial, result: Result) -> None:
@@ -229,13 +231,9 @@ def _plain(overrides: Sequence[str]) -> list[str]:
 @contextmanager
 def _locked(folder: Path) -> Any:
     """Hold a sweep's folder. Raises UserError where another sweep works in it."""
-    import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    file: IO[str]
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"run_dir={folder}: another sweep is at work there") from None
+    def refuse() -> None:
+        raise UserError(f"run_dir={folder}: another sweep is at work there")
+
+    with lock(folder / ".lock", busy=refuse):
         yield

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from objrec.system.files import read_json, write_json
 
 Status = Literal["finished", "pruned", "failed"]
 
@@ -79,18 +79,3 @@ def stored_trials(folder: Path) -> dict[int, dict[str, Any]]:
     """Return what ``trial.json`` holds of each trial in a sweep's folder, by number."""
     found = {int(p.parent.name): read_json(p) for p in folder.glob("*/trial.json") if p.parent.name.isdecimal()}
     return {number: data for number, data in sorted(found.items()) if data is not None}
-
-
-def read_json(path: Path) -> Any:
-    """Return the content, or None where there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write in one step: a kill leaves the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)

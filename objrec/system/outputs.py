@@ -6,7 +6,6 @@ beside it, ``.<name>.objrec.json``; a folder that grows (a run, a cache, a regis
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from objrec.config.errors import UserError
+from objrec.system.files import file_sha256, write_json
 
 Kind = Literal["folder", "file"]
 Row = tuple[int, int, str]  # size in bytes, mtime in ns, sha256
@@ -239,13 +239,8 @@ def _same(a: Path, b: Path) -> bool:
 def _record(final: Path) -> None:
     """Write down what was written, so that a later run may replace it. Without room for that it may not."""
     rows = {name: _row(place) for name, place in files_in(final)}
-    note = _note(final)
-    beside = note.with_name(f"{note.name}.{os.getpid()}")
     with suppress(OSError):
-        beside.write_text(
-            json.dumps({"written_by": "objrec", "files": rows}), encoding="utf-8", errors="surrogateescape"
-        )
-        beside.replace(note)
+        write_json(_note(final), {"written_by": "objrec", "files": rows})
 
 
 def _recorded(final: Path) -> dict[str, Any] | None:
@@ -274,16 +269,11 @@ def files_in(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _row(path: Path) -> Row:
     stat = path.lstat()
-    return stat.st_size, stat.st_mtime_ns, _sha256(path)
+    return stat.st_size, stat.st_mtime_ns, file_sha256(path)
 
 
 def _unchanged(path: Path, row: Sequence[Any] | None) -> bool:
     if row is None or path.is_symlink() or not path.is_file():
         return False
     stat = path.stat()
-    return bool(stat.st_size == row[0] and (stat.st_mtime_ns == row[1] or _sha256(path) == row[2]))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return bool(stat.st_size == row[0] and (stat.st_mtime_ns == row[1] or file_sha256(path) == row[2]))

@@ -8,24 +8,7 @@ import lightning as L
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from objrec.config.errors import UserError
-
-
-def head_of(model: nn.Module) -> nn.Module:
-    """Return the classification head of a timm model, or of any model the last linear layer.
-
-    Raises:
-        UserError: there is none.
-    """
-    if callable(get := getattr(model, "get_classifier", None)):
-        found = get()
-        found = nn.ModuleList(found) if isinstance(found, (list, tuple)) else found
-        if isinstance(found, nn.Module) and any(True for _ in found.parameters()):
-            return found
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not linear:
-        raise UserError("backbone.frozen and train.freeze_epochs need a backbone with a linear head")
-    return linear[-1]
+from objrec.models.backbones import head_of
 
 
 def parameter_groups(

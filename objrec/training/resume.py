@@ -16,6 +16,7 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from objrec.config.errors import UserError
+from objrec.system.files import read_json, write_json
 
 OWN = ("settings.sha256", "found.json", ".found.json", "mlflow_run")
 CURVES = ("metrics.csv", "per_class.csv", "curves.png", "batch.png", "lr_finder.png", "settings.json")
@@ -43,11 +44,10 @@ class Checkpoints:
     @property
     def found(self) -> dict[str, Any]:
         """What a resumed run does not do again: measured batch size and rate, and in the end the best epoch."""
-        path = self.folder / "found.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return dict(read_json(self.folder / "found.json") or {})
 
     def remember(self, found: dict[str, Any]) -> None:
-        _write(self.folder / "found.json", found)
+        write_json(self.folder / "found.json", found)
 
     def remove(self) -> None:
         """Remove the folder; what is not a training's own stays."""
@@ -84,7 +84,7 @@ def open_checkpoints(training_dir: Path, identity: Mapping[str, Any], resume: Li
     folder.mkdir(parents=True, exist_ok=True)
     if _changes(before, identity):  # of what was measured, the batch size may depend on them
         checkpoints.remember({k: v for k, v in checkpoints.found.items() if longer and k != "best"})
-    _write(owner, identity)
+    write_json(owner, identity)
     return Checkpoints(folder, longer=longer, finished=done and not longer)
 
 
@@ -114,12 +114,6 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(data, Mapping):
         return {prefix[:-1]: data}
     return {k: v for name, value in data.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
-
-
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")  # each of several processes writes
-    beside.write_text(json.dumps(data))
-    beside.replace(path)
 
 
 def _clear(training_dir: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from objrec.images.preprocessing import Preprocessing
+from objrec.system.files import atomic_file
 
 COLUMNS, ROWS = 8, 4
 CELL = 112  # pixels of a picture in the grid
@@ -54,9 +55,8 @@ def draw_batch(
         sheet.paste(Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST), (left, top))
         draw.multiline_text((left, top + CELL + 1), text, fill="black", font=font, spacing=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    sheet.save(beside, "PNG")
-    beside.replace(path)
+    with atomic_file(path) as file:
+        sheet.save(file, "PNG")
 
 
 def label(target: npt.NDArray[np.float32], class_names: Sequence[str], longest: int = 13) -> str:

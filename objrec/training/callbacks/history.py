@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from objrec.config.errors import UserError, did_you_mean
+from objrec.system.files import atomic_file, write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place, flush it to the disk, rename it.
+    """Write checkpoints atomically.
 
     Lightning's own writer passes through TMPDIR; where that is another file system, a kill leaves half a file under
     the final name.
@@ -25,15 +26,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        beside = final.with_name(f".{final.name}.partial")
         try:
-            with beside.open("wb") as file:
+            with atomic_file(final) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(final)
         except (OSError, RuntimeError) as error:  # torch's writer says what the disk says in its own way
-            beside.unlink(missing_ok=True)
             reason = error.strerror if isinstance(error, OSError) else str(error).strip().split("\n")[0]
             raise UserError(
                 f"{final}: the checkpoint cannot be written: {reason}. Earlier ones are as they were: with space on "
@@ -91,12 +87,11 @@ class History(L.Callback):
 
     def _write(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        beside = self.path.with_suffix(".partial")
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        beside.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, text.getvalue())
 
     def _write_classes(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         names = trainer.datamodule.class_names

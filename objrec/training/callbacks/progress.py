@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from objrec.runner.display import report
+from objrec.system.progress import report
 from objrec.training.callbacks.history import was_validated
 from objrec.training.callbacks.trial_report import tell_watcher
 
