@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from objrec.config.load import load_config
 from objrec.config.schema import Config
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,6 +25,20 @@ def step_help() -> str:
     return "\n\n".join(f"== {step.name}\n{help_text(step)}" for step in load_steps()) + "\n"
 
 
+def step_keys() -> str:
+    """What the key of each step covers: a file, a setting or a library that is not here re-runs nothing."""
+    from objrec.runner.keys import SourceIndex, key_parts
+    from objrec.steps import load_steps
+
+    lines = []
+    for step in load_steps():
+        parts = key_parts(step, load_config(), {}, SourceIndex(Path("nowhere")))
+        lines += [f"== {step.name}", "sources:", *(f"  {name}" for name in sorted(parts.sources))]
+        lines += ["settings:", *(f"  {name}" for name in sorted(parts.config)), "libraries:"]
+        lines += [*(f"  {name}" for name in sorted(parts.libraries)), ""]
+    return "\n".join(lines)
+
+
 def command_help() -> str:
     from objrec import pipeline as pipeline
     from objrec import train
@@ -32,7 +47,7 @@ def command_help() -> str:
     return f"{pipeline.HELP}\n\n{train.HELP}\n\n{group_lines()}\n"
 
 
-@pytest.mark.parametrize("name", ["override_keys", "step_help", "command_help"])
+@pytest.mark.parametrize("name", ["override_keys", "step_help", "step_keys", "command_help"])
 def test_golden(name: str, update_golden: bool) -> None:
     path = GOLDEN / f"{name}.txt"
     text = globals()[name]()

@@ -174,9 +174,10 @@ def test_a_key_covers_the_source_that_a_step_imports(tmp_path: Path) -> None:
     index = SourceIndex(tmp_path / "sources.json")
     sources = key_parts(STEPS["preprocess"], load_config(), {}, index).sources
     assert {"objrec/steps/preprocess.py", "objrec/images/decode.py", "objrec/preprocess/split.py"} <= set(sources)
-    assert not any(path.startswith(("objrec/config", "objrec/pipeline", "objrec/serving")) for path in sources)
+    assert not any(path.startswith(("objrec/config", "objrec/runner", "objrec/serving")) for path in sources)
     train = key_parts(STEPS["train"], load_config(["scheduler=cosine"]), {}, index).sources
     assert "objrec/training/schedulers.py" in train and "objrec/training/classifier.py" in train
+    assert not any("/display/" in path or path == "objrec/steps/__init__.py" for path in train)
 
 
 def test_the_steps_own_command_equals_the_runners(workdir: Path) -> None:

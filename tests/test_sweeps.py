@@ -26,7 +26,7 @@ from objrec.sweeps.chart import draw
 from objrec.sweeps.plan import Grid, Sampled
 from objrec.sweeps.sweeper import _build_data, _check, _identity, _locked, run_there
 from objrec.sweeps.trial import Result
-from objrec.training.callbacks.trial_report import tell_watcher
+from objrec.training.callbacks.trial_report import report_epoch
 
 SWEEPS = sorted(p.stem for p in (Path(config_dir()) / "sweep").glob("*.yaml"))
 RATES = "train.learning_rate=0.01,0.02,0.04"
@@ -223,7 +223,7 @@ def test_trials_that_fall_behind_are_stopped(
         for epoch in range(5):
             epochs[int(run_dir.name)] = epoch
             accuracy = (0.5 + int(run_dir.name) / 100 if good else 0.1) + epoch / 100
-            tell_watcher(epoch, {"val/acc": accuracy, "val/loss": 1.0})
+            report_epoch(epoch, {"val/acc": accuracy, "val/loss": 1.0})
         return type("Card", (), {"metrics": {"epoch": 4.0, "val/acc": accuracy}})
 
     monkeypatch.setattr(job, "train", train)

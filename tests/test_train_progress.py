@@ -18,8 +18,8 @@ from objrec.config.load import config_dir, load_config
 from objrec.models.card import ModelCard
 from objrec.runner.train import summary
 from objrec.sweeps.trial import Pruned
-from objrec.training.callbacks import progress
-from objrec.training.callbacks.trial_report import watched
+from objrec.training.callbacks.trial_report import report_epochs_to
+from objrec.training.display import progress
 
 pytestmark = QUIET
 
@@ -103,7 +103,7 @@ def test_who_watches_a_training_may_end_it(data: Path, tmp_path: Path) -> None:
         if epoch == 1:
             raise Pruned(epoch, metrics)
 
-    with watched(watcher), pytest.raises(Pruned):
+    with report_epochs_to(watcher), pytest.raises(Pruned):
         train(data, tmp_path, "train.max_epochs=4", "train.limit_batches=1")
     names = ["train/acc", "train/loss", "val/acc", "val/loss"]
     assert [(epoch, set(names) <= set(seen_names)) for epoch, seen_names in seen] == [(0, True), (1, True)]
@@ -182,7 +182,7 @@ def test_an_interrupted_training_stays_one_mlflow_run(
         if epoch == 1:
             raise SystemExit(9)
 
-    with watched(killed), pytest.raises(SystemExit):
+    with report_epochs_to(killed), pytest.raises(SystemExit):
         train(data, tmp_path / "model", *words)
     assert isinstance(train(data, tmp_path / "model", *words), ModelCard)
     mlflow_is_written_once = sqlite3.connect(tmp_path / "runs" / "mlflow.db")

@@ -18,8 +18,16 @@ from objrec.steps.base import Step
 from objrec.system.files import write_atomically
 from objrec.system.reading import stamp_of
 
-# Values are hashed as values, and running a step is not what it computes: a change there re-runs nothing.
-NOT_SOURCE = ("objrec.config", "objrec.pipeline", "objrec.steps.__init__")
+# What a step computes is in its key. How its settings are read (they are hashed as values), how it is started, and what
+# is shown while it runs are not: a change there re-runs nothing.
+NOT_SOURCE = (
+    "objrec.config",
+    "objrec.runner",
+    "objrec.steps.base",
+    "objrec.steps.command",
+    "objrec.system.progress",
+    "objrec.training.display",
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class SourceIndex:
         seen: set[str] = set()
         while queue:
             module = queue.pop()
-            if module in seen or module.startswith(NOT_SOURCE):
+            if module in seen or _is_outside(module):
                 continue
             seen.add(module)
             path = self._file(module)
@@ -94,7 +102,6 @@ class SourceIndex:
             digest, imports = self._look(path)
             found[str(path.relative_to(self._root.parent))] = digest
             queue += [*imports, module.rpartition(".")[0]]
-        found.pop("objrec/__init__.py", None)  # holds the version only: a release re-runs nothing by itself
         return found
 
     def remember(self) -> None:
@@ -130,6 +137,11 @@ class SourceIndex:
                 for alias in node.names:  # `from package import x`: a module of that name, else a name in the package
                     inner = f"{node.module}.{alias.name}"
                     yield inner if self._file(inner) else node.module
+
+
+def _is_outside(module: str) -> bool:
+    """Whether a module is outside every key. The packages' own files hold no code, but the list of steps."""
+    return module in ("objrec", "objrec.steps") or any(module == m or module.startswith(f"{m}.") for m in NOT_SOURCE)
 
 
 def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

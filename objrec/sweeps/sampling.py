@@ -61,7 +61,7 @@ class Study:
             self._study.tell(number, state=TrialState.PRUNED if result.status == "pruned" else TrialState.FAIL)
 
 
-class Watch:
+class StudyListener:
     """Show the study each epoch of a trial, in the trial's own process. Raises ``Pruned`` to end it."""
 
     def __init__(self, folder: Path, number: int, sweep: Sweep) -> None:

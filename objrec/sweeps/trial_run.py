@@ -18,13 +18,13 @@ from objrec.sweeps.trial import Pruned, Result
 
 def run_trial(config: Config | UserError, overrides: Sequence[str], folder: Path) -> Result:
     """Train in a sweep's trial folder and leave ``result.json`` there, whatever happens but a kill or Ctrl-C."""
-    from objrec.training.callbacks.trial_report import watched
+    from objrec.training.callbacks.trial_report import report_epochs_to
 
     began = time.monotonic()
     try:
         if isinstance(config, UserError):
             raise config
-        with watched(_study(config, folder)):
+        with report_epochs_to(_listener(config, folder)):
             card = train(config, overrides=overrides, run_dir=folder)
         result = Result(status="finished", metrics=card.metrics, seconds=_since(began))
     except Pruned as told:
@@ -44,13 +44,13 @@ def run_trial(config: Config | UserError, overrides: Sequence[str], folder: Path
     return result
 
 
-def _study(config: Config, folder: Path) -> Any:
-    """Return who watches the trial's epochs: the study of a sweep that stops trials early."""
+def _listener(config: Config, folder: Path) -> Any:
+    """Return what sees the trial's epochs: the study, in a sweep that stops trials early."""
     if config.sweep.algorithm == "grid" or config.sweep.early_termination == "none":
         return None
-    from objrec.sweeps.sampling import Watch
+    from objrec.sweeps.sampling import StudyListener
 
-    return Watch(folder.parent, int(folder.name), config.sweep)
+    return StudyListener(folder.parent, int(folder.name), config.sweep)
 
 
 def _since(began: float) -> float:

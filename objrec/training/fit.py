@@ -36,16 +36,17 @@ from objrec.models.backbones import (
 from objrec.models.card import ModelCard
 from objrec.models.folder import save_model_folder
 from objrec.models.im2col import use_im2col
-from objrec.training.callbacks.batch_preview import FirstBatch
 from objrec.training.callbacks.history import AtomicCheckpointIO, History, not_logged
 from objrec.training.callbacks.moving_average import MovingAverage
-from objrec.training.callbacks.progress import Progress, Watching
 from objrec.training.callbacks.progressive_resize import ProgressiveResize
+from objrec.training.callbacks.trial_report import TrialReport
 from objrec.training.classifier import Classifier, Diverged
+from objrec.training.display.batch_preview import FirstBatch
+from objrec.training.display.loggers import make_loggers
+from objrec.training.display.progress import Progress
 from objrec.training.finetuning import Freeze
 from objrec.training.hardware import Hardware, choose_hardware, memory_advice
 from objrec.training.instantiate import construct
-from objrec.training.loggers import make_loggers
 from objrec.training.losses import ClassificationLoss, balanced_weights
 from objrec.training.rehearsal import check_backbone, rehearse
 from objrec.training.resume import TERMINATED, Checkpoints, MidEpoch, open_checkpoints
@@ -297,7 +298,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
     callbacks: list[Any] = [
         History(training_dir),
         Progress(on_terminal=sys.stderr.isatty()),
-        Watching(),
+        TrialReport(),
         FirstBatch(training_dir / "batch.png"),
     ]
     if config.train.ema is not None:

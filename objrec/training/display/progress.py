@@ -10,7 +10,6 @@ import torch
 
 from objrec.system.progress import report
 from objrec.training.callbacks.history import was_validated
-from objrec.training.callbacks.trial_report import tell_watcher
 
 REFRESH = 0.2  # seconds between two looks; reading the loss from a GPU oftener would hold it up
 
@@ -115,16 +114,6 @@ class Progress(L.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-class Watching(L.Callback):
-    """Show each epoch to who watches this training from outside, such as a sweep that stops trials early."""
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not was_validated(trainer):
-            return
-        metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
-        tell_watcher(trainer.current_epoch, metrics)
 
 
 def duration(seconds: float) -> str:
