@@ -31,10 +31,11 @@ test: $(STAMP)  ## the test suite
 test-all: $(STAMP)  ## the test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy and the floors of the architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

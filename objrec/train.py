@@ -55,11 +55,10 @@ def main() -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     """Check the command line and where it writes, before Hydra writes there. Raises UserError."""
-    from objrec.runner.cache import claim_cache
     from objrec.runner.given import inputs_of
     from objrec.runner.runner import check_folders
     from objrec.steps import load_steps
-    from objrec.system.outputs import claim
+    from objrec.system.outputs import claim, claim_cache
 
     config = check_command_line(arguments)
     if config.model_dir is not None:

@@ -78,8 +78,9 @@ def local(model_dir: Path) -> Iterator[Any]:
     from fastapi.testclient import TestClient
 
     from objrec.config.load import load_config
-    from objrec.serving.app import State, create_app
+    from objrec.serving.app import create_app
     from objrec.serving.settings import Settings
+    from objrec.serving.state import State
 
     config = load_config(
         [

@@ -27,8 +27,8 @@ def step_help() -> str:
 
 def step_keys() -> str:
     """What the key of each step covers: a file, a setting or a library that is not here re-runs nothing."""
-    from objrec.runner.keys import SourceIndex, key_parts
     from objrec.steps import load_steps
+    from objrec.steps.keys import SourceIndex, key_parts
 
     lines = []
     for step in load_steps():

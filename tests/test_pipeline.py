@@ -17,9 +17,9 @@ from pipeline_driver import run
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.runner.cache import digest_of, scan
-from objrec.runner.keys import SourceIndex, key_parts
 from objrec.steps import NAMES, load_steps
 from objrec.steps.base import restrict
+from objrec.steps.keys import SourceIndex, key_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [

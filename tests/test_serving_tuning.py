@@ -24,10 +24,10 @@ from objrec.inference.runtimes import NICER, Normalizer, OpenVinoSession, caller
 from objrec.inference.smoke import Smoke, pictures_in_turns
 from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
-from objrec.serving.app import State
 from objrec.serving.metrics import Metrics
 from objrec.serving.model_manager import LiveModels
 from objrec.serving.settings import Settings
+from objrec.serving.state import State
 from objrec.system.cores import available_cores
 
 RUNTIMES = [

@@ -16,7 +16,6 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any, cast
 from urllib.parse import quote, urlencode, urlsplit
 
-from objrec.client.inputs import MAX_BYTES
 from objrec.client.output import printable
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
@@ -65,8 +64,8 @@ class _Answer(HTTPResponse):
         self.fp = io.BufferedReader(_Timed(sock))
 
     def read(self, amt: int | None = None) -> bytes:
-        """Read at most ``MAX_BYTES`` + 1: urllib reads the body of a redirection as a whole."""
-        return super().read(MAX_BYTES + 1 if amt is None else amt)
+        """Read at most ``MAX_ANSWER`` + 1: urllib reads the body of a redirection as a whole."""
+        return super().read(MAX_ANSWER + 1 if amt is None else amt)
 
     def whole(self, limit: int) -> bytes:
         """Return the body. Raises TooLarge, and HTTPException where it ends early."""
@@ -216,12 +215,12 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def download(url: str) -> bytes:
+def download(url: str, *, max_bytes: int) -> bytes:
     """Fetch a picture by an address that the user typed. Raises OSError, also for one that is too large or too slow."""
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "objrec-predict", "Accept": "image/*"})
         with _opener().open(request, timeout=SECONDS) as response:
-            return cast(_Answer, response).whole(MAX_BYTES)
+            return cast(_Answer, response).whole(max_bytes)
     except urllib.error.HTTPError as error:
         with error:
             raise OSError(f"status {error.code} {error.reason}") from None

@@ -157,7 +157,7 @@ def read(picture: Picture) -> bytes:
         return _read_file(picture.name, pipe=picture.pipe)
     from objrec.client.endpoint import download
 
-    return download(picture.name)
+    return download(picture.name, max_bytes=MAX_BYTES)
 
 
 def _read_file(name: str, *, pipe: bool) -> bytes:

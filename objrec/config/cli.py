@@ -97,7 +97,7 @@ def group_lines() -> str:
     """Return the config groups and their options, a line each, read from the folder (no Hydra import)."""
     from pathlib import Path
 
-    from objrec.config.load import config_dir
+    from objrec.config.compose import config_dir
 
     groups = sorted(p for p in Path(config_dir()).iterdir() if p.is_dir() and any(p.glob("*.yaml")))
     return "\n".join(f"  {g.name + '=':<14} {', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups)

@@ -11,6 +11,7 @@ from objrec.config.cli import unknown_flag
 from objrec.config.compose import compose_data, config_dir, expand_sources, quote_path, register_resolvers
 from objrec.config.diagnose import check_nodes, diagnose, explain, illegal_additions, refuse_secrets
 from objrec.config.errors import UserError
+from objrec.config.rules import training_problems
 from objrec.config.schema import Config
 
 __all__ = ["check_command_line", "config_dir", "dump", "load_config", "quote_path", "register_resolvers", "validate"]
@@ -124,9 +125,11 @@ def _variants(overrides: list[str]) -> list[list[str]]:
 def validate(data: dict[str, Any]) -> tuple[Config | None, list[str]]:
     """Return the checked configuration, or None and every complaint."""
     try:
-        return Config.model_validate(data), []
+        config = Config.model_validate(data)
     except ValidationError as error:
         return None, [line for e in error.errors() for line in explain(e)]
+    problems = training_problems(config)
+    return (None if problems else config), problems
 
 
 def dump(config: BaseModel, *, keyed_only: bool = False) -> dict[str, Any]:

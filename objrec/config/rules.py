@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from objrec.config.backbone_names import name_problem
 from objrec.config.errors import did_you_mean
 from objrec.config.metrics import LOGGED, mode_problem
-
-if TYPE_CHECKING:
-    from objrec.config.schema import Config
+from objrec.config.schema import Config
 
 # what torch's and Lightning's classes take, where their argument has this name: (lowest, highest, highest is legal)
 BOUNDS: dict[str, tuple[float, float, bool]] = {

@@ -12,8 +12,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from objrec.config.rules import training_problems
-
 UNKEYED = Field(json_schema_extra={"keyed": False})
 
 
@@ -510,7 +508,6 @@ class Config(Section):
                 "ingest.contact: source=commons needs an address or a URL of yours, which Wikimedia requires in the "
                 "User-Agent: ingest.contact=me@example.org"
             )
-        problems += training_problems(self)
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -27,11 +28,11 @@ def run(asked: dict[str, Any]) -> None:
     from pathlib import Path
 
     from objrec.config.errors import UserError
-    from objrec.deployment.service import Process, Service, log_file, write_state
+    from objrec.deployment.service import Process, Service, is_named, log_file, write_state
     from objrec.serving import logs
-    from objrec.serving.app import State
     from objrec.serving.server import address, bind, serve
     from objrec.serving.settings import Settings
+    from objrec.serving.state import State
 
     settings = Settings(**asked["settings"])
     registry_dir = Path(settings.registry_dir)
@@ -46,7 +47,9 @@ def run(asked: dict[str, Any]) -> None:
             listener = bind(settings.host, settings.port)
     except UserError as error:
         sys.exit(str(error))
-    state = State(settings, instance=asked["instance"], token=secrets.token_hex(16))
+    instance = asked["instance"]
+    named = functools.partial(is_named, registry_dir, instance)
+    state = State(settings, instance=instance, token=secrets.token_hex(16), is_named=named)
     me = Process.of(os.getpid())
     assert me is not None
     service = Service(

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from objrec.serving.settings import Settings
 
 START_SECONDS = 120.0
-LOADING = "the model is being loaded"  # what /readyz answers until there is a model or a reason why not
 STOP_SECONDS = 60.0
 
 
@@ -253,6 +252,8 @@ def _start(settings: Settings, registry_dir: Path) -> Service:
     last = read_state(registry_dir)
     port = urlsplit(last.url).port if last is not None and settings.port == 0 else None
     instance = secrets.token_hex(8)
+    from objrec.serving.settings import LOADING
+
     root = str(Path(__file__).resolve().parents[2])
     with error_file(registry_dir).open("wb") as errors:
         launched = subprocess.run(

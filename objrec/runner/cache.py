@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from objrec.runner.keys import KeyParts
 from objrec.steps.base import Step
+from objrec.steps.keys import KeyParts
 from objrec.system import outputs
 from objrec.system.files import file_sha256, lock, write_atomically
 from objrec.system.progress import note
@@ -142,17 +141,6 @@ class Store:
 
     def _partial(self, step: Step, key: str) -> Path:
         return self.root / step.name / f"{key}.partial"
-
-
-def claim_cache(root: Path) -> None:
-    """Make ``root`` a cache of ours, or see that it is one. Raises UserError for another folder that holds files."""
-    outputs.claim(root, "cache_dir", _is_cache)
-
-
-def _is_cache(root: Path) -> bool:
-    """Whether an earlier version filled this folder, before there were marks."""
-    locks = root / "locks"
-    return locks.is_dir() and any(re.fullmatch(r"\w+-[0-9a-f]{32}", p.name) for p in locks.iterdir())
 
 
 def scan(path: Path, known: Mapping[str, Row] | None = None) -> dict[str, Row]:

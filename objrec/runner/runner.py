@@ -19,13 +19,14 @@ from typing import Any, Literal
 from objrec.config.environment import child_environment
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
-from objrec.runner.cache import Entry, Store, claim_cache
+from objrec.runner.cache import Entry, Store
 from objrec.runner.display import Display
 from objrec.runner.given import inputs_of, steps_given
-from objrec.runner.keys import KeyParts, SourceIndex, key_parts
 from objrec.steps.base import Step, lookup, restrict
+from objrec.steps.keys import KeyParts, SourceIndex, key_parts
 from objrec.system import outputs as places
 from objrec.system.files import write_json
+from objrec.system.outputs import claim_cache
 from objrec.system.processes import ORDER, PARENT
 from objrec.system.progress import CHANNEL
 

@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,58 +20,21 @@ from starlette.exceptions import HTTPException
 
 import objrec
 from objrec.config.errors import UserError
-from objrec.deployment import service
-from objrec.inference.runtimes import callers
 from objrec.serving.keys import check_key
-from objrec.serving.memory import Memory
-from objrec.serving.metrics import Metrics
 from objrec.serving.middleware import Observed
-from objrec.serving.model_manager import LiveModels, Loaded
 from objrec.serving.open_inference import add_open_inference
 from objrec.serving.request import Answer, RequestError
-from objrec.serving.scheduler import Scheduler
 from objrec.serving.schemas import PROBLEMS, Version
-from objrec.serving.score_route import add_score_route, largest_body
-from objrec.serving.settings import Settings
+from objrec.serving.score_route import add_score_route
+from objrec.serving.state import State
 
 logger = logging.getLogger("objrec.serving")
 AGAIN_SECONDS = 60.0  # until a model that could not be loaded is tried again: what was wrong may have passed
 FOLLOW_SECONDS = 1.0  # how often the alias is looked at; commands also say at once when they moved it
-HEAVY_PART = 3  # of the threads may be at work on very large images, so that they leave cores to the others
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-class State:
-    """What the routes share: settings, models, threads, metrics."""
-
-    def __init__(self, settings: Settings, *, instance: str = "", token: str = "") -> None:
-        self.settings, self.instance, self.token = settings, instance, token
-        self.draining = False
-        self.metrics = Metrics(lambda: self.scheduler.pending + self.heavy.pending)
-        self.scheduler = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)
-        self.heavy = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)  # for very large images
-        self.memory = Memory(settings.memory, max_body=largest_body(settings.max_bytes))
-        self.models = LiveModels(settings, self.metrics, taken_up=self._fit)
-
-    def _fit(self, loaded: Loaded) -> None:
-        """Have as many threads as this model needs to be kept busy."""
-        settings = self.settings
-        workers = settings.workers or callers(loaded.predictor.session, max_batch=settings.max_batch)
-        self.scheduler.resize(workers)
-        self.heavy.resize(max(1, workers // HEAVY_PART))
-
-    def is_lost(self) -> bool:
-        """Whether this is a background service whose registry is gone, or names another."""
-        return bool(self.instance) and not service.is_named(Path(self.settings.registry_dir), self.instance)
-
-    def serving(self) -> Loaded:
-        """Return the model that serves. Raises RequestError 503."""
-        if self.models.current is None:
-            raise RequestError(503, "not_ready", self.models.problem or service.LOADING, retry_after=1)
-        return self.models.current
 
 
 def create_app(state: State) -> FastAPI:

@@ -116,3 +116,8 @@ def return_large_blocks() -> None:
 def _full(seconds: float) -> RequestError:
     reason = f"other images took all memory (serve.memory) for {seconds:.1f} s: try again"
     return RequestError(429, "memory", reason, retry_after=1)
+
+
+def largest_body(max_bytes: int) -> int:
+    """Return the bytes of the largest body that is read: base64 and a form's frame around the image."""
+    return max_bytes * 4 // 3 + 65536

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from objrec.serving.app import State
+    from objrec.serving.state import State
 
 logger = logging.getLogger("objrec.serving")
 PATHS = frozenset({"/", "/score", "/livez", "/readyz", "/version", "/metrics", "/docs", "/openapi.json"})

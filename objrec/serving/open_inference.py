@@ -23,7 +23,7 @@ from objrec.serving.score_route import Request as Scoring
 from objrec.serving.score_route import read_body
 
 if TYPE_CHECKING:
-    from objrec.serving.app import State
+    from objrec.serving.state import State
 
 MODEL = "objrec"
 HEADER_LENGTH = "inference-header-content-length"  # of the JSON in front of raw tensors

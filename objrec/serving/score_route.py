@@ -18,15 +18,15 @@ from starlette.datastructures import QueryParams
 
 from objrec.serving import request as handler
 from objrec.serving.keys import check_key
-from objrec.serving.memory import FREE
+from objrec.serving.memory import FREE, largest_body
 from objrec.serving.request import Answer, RequestError, Upload, Uploads
 from objrec.serving.schemas import BODY, PROBLEMS, Asked, Score, Scores, Wishes
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from objrec.serving.app import State
     from objrec.serving.model_manager import Loaded
+    from objrec.serving.state import State
 
 MAX_URL_BODY = 16384  # of a JSON object that holds an address
 HEAVY_PIXELS = 6_000_000  # above it an image takes a tenth of a second or more
@@ -178,11 +178,6 @@ def _wishes(query: bytes) -> Wishes:
     except ValidationError as error:
         first: Any = error.errors()[0]
         raise RequestError(422, "invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def largest_body(max_bytes: int) -> int:
-    """Return the bytes of the largest body that is read: base64 and a form's frame around the image."""
-    return max_bytes * 4 // 3 + 65536
 
 
 async def read_body(

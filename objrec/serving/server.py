@@ -18,10 +18,11 @@ import uvicorn
 
 from objrec.config.errors import UserError
 from objrec.serving import logs
-from objrec.serving.app import State, create_app
+from objrec.serving.app import create_app
 from objrec.serving.http_protocol import Limits, protocol
 from objrec.serving.memory import return_large_blocks
 from objrec.serving.settings import Settings
+from objrec.serving.state import State
 
 logger = logging.getLogger(logs.LOGGER)
 SO_ATTACH_FILTER = 26  # of Linux; Python does not name it

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from objrec.config.schema import Config
 from objrec.serving.keys import read_keys
 
+LOADING = "the model is being loaded"  # what /readyz answers until there is a model or a reason why not
+
 
 class Settings(BaseModel):
     """The ``serve`` section and what surrounds it. ``keys`` are secrets: they travel over a pipe."""

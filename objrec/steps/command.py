@@ -18,10 +18,10 @@ from objrec.config.environment import drop_secrets
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
-from objrec.runner.cache import claim_cache
-from objrec.runner.keys import SourceIndex, key_parts
 from objrec.steps.base import Step, lookup, restrict
+from objrec.steps.keys import SourceIndex, key_parts
 from objrec.system import outputs as places
+from objrec.system.outputs import claim_cache
 from objrec.system.processes import ORDER, PARENT, die_with_parent
 
 

@@ -15,13 +15,13 @@ from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
-from objrec.runner.cache import claim_cache
 from objrec.runner.runner import new_run_dir
 from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.jobs import Job, Request, build_job
 from objrec.submit.sweep import read_space, split_swept
 from objrec.system.files import write_json
+from objrec.system.outputs import claim_cache
 
 SHORT = ("dry_run", "wait", "cleanup")  # may be given without ``azure.``
 

@@ -26,10 +26,10 @@ from objrec.config.schema import Config
 from objrec.config.search_space import Dimension
 from objrec.images.image_folder import fingerprint
 from objrec.runner.cache import Store
-from objrec.runner.keys import settings_read
 from objrec.runner.runner import forget_run
 from objrec.runner.train import data_dirs
 from objrec.steps.base import lookup
+from objrec.steps.keys import settings_read
 from objrec.sweeps import board
 from objrec.sweeps.local import Lanes, gpus
 from objrec.sweeps.plan import Grid, Plan, Sampled

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,6 +115,17 @@ def claim(folder: Path, name: str, is_ours: Callable[[Path], bool] = lambda fold
         raise UserError(f"{name}={folder}: is a file, and a folder is needed: {CURE}")
     folder.mkdir(parents=True, exist_ok=True)
     mark(folder)
+
+
+def claim_cache(root: Path) -> None:
+    """Make ``root`` a cache of ours, or see that it is one. Raises UserError for another folder that holds files."""
+    claim(root, "cache_dir", _is_cache)
+
+
+def _is_cache(root: Path) -> bool:
+    """Whether an earlier version filled this folder, before there were marks."""
+    locks = root / "locks"
+    return locks.is_dir() and any(re.fullmatch(r"\w+-[0-9a-f]{32}", p.name) for p in locks.iterdir())
 
 
 def mark(folder: Path) -> None:

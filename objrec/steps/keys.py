@@ -25,6 +25,7 @@ NOT_SOURCE = (
     "objrec.runner",
     "objrec.steps.base",
     "objrec.steps.command",
+    "objrec.steps.keys",
     "objrec.system.progress",
     "objrec.training.display",
 )
