@@ -22,14 +22,14 @@ from PIL import Image
 
 from objrec.images.decode import Decoded
 from objrec.images.hashing import hash_picture
-from objrec.ingest.examine import Picture
-from objrec.ingest.selection import Outcome, Selection
+from objrec.ingest.examine import ExaminedImage
+from objrec.ingest.selection import CandidateOutcome, CandidateSelection
 from objrec.sources.base import Candidate
 
 
-def make_outcomes(count: int, seed: int) -> list[Outcome]:
+def make_outcomes(count: int, seed: int) -> list[CandidateOutcome]:
     rng = np.random.default_rng(seed)
-    outcomes: list[Outcome] = []
+    outcomes: list[CandidateOutcome] = []
     codes: list[tuple[int, int]] = []
     for i in range(count):
         if i and rng.random() < 0.1:
@@ -45,17 +45,17 @@ def make_outcomes(count: int, seed: int) -> list[Outcome]:
             rows, columns = hashes.rows, hashes.columns
         codes.append((rows, columns))
         sha256 = hashlib.sha256(str(i).encode()).hexdigest()
-        picture = Picture(
+        picture = ExaminedImage(
             sha256=sha256, size=1, width=64, height=64, extension="jpg", rows=rows, columns=columns
         )  # fmt: skip
         candidate = Candidate(class_name=f"class{i % 10}", source="bench", url=f"bench:{i}")
-        outcomes.append(Outcome(candidate=candidate, picture=picture))
+        outcomes.append(CandidateOutcome(candidate=candidate, picture=picture))
     return outcomes
 
 
-def measure(outcomes: list[Outcome]) -> tuple[float, int]:
+def measure(outcomes: list[CandidateOutcome]) -> tuple[float, int]:
     """CPU seconds to select from ``outcomes``, and how many duplicates were found."""
-    selection = Selection([f"class{i}" for i in range(10)], len(outcomes), distance=6)
+    selection = CandidateSelection([f"class{i}" for i in range(10)], len(outcomes), distance=6)
     started = time.process_time()
     for outcome in outcomes:
         selection.add(outcome)

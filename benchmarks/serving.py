@@ -249,7 +249,7 @@ def ours(scratch: Path, model: Path, picture: bytes, runtime: str, precision: st
     from objrec.model_registry.records import Record
     from objrec.model_registry.store import FolderRegistry
     from objrec.models.card import ModelCard
-    from objrec.serving.settings import Settings
+    from objrec.serving.settings import ServiceSettings
 
     if not is_installed(runtime):
         raise ModuleNotFoundError(runtime)
@@ -271,7 +271,7 @@ def ours(scratch: Path, model: Path, picture: bytes, runtime: str, precision: st
     )
     registry.promote(record)
     config = load_config([f"serve.runtime={runtime}", f"serve.precision={precision}"])
-    started = service.ensure_started(Settings.of(config, registry_dir=str(registry.root)))
+    started = service.ensure_started(ServiceSettings.of(config, registry_dir=str(registry.root)))
     try:
         port = int(started.url.rpartition(":")[2])
         chosen = tuning.choose(runtime, precision)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from objrec.client.inputs import Picture, pictures_of, read, reason_of
+from objrec.client.inputs import ImageInput, pictures_of, read, reason_of
 from objrec.client.output import cell, printable
 from objrec.config.cli import guard
 from objrec.config.errors import UserError
@@ -36,7 +36,7 @@ Exit status: 0 all labelled, 1 some were not (said on stderr), 2 nothing could b
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Prediction:
     """What became of one picture: ``predictions``, best first, or an ``error``. ``unknown``: none of the classes."""
 
     name: str
@@ -137,13 +137,13 @@ def _writing() -> Iterator[None]:
         raise UserError(f"the results cannot be written: {reason_of(error)}") from None
 
 
-def label(pictures: Iterable[Picture], classify: Classify, *, workers: int) -> Generator[Result, None, None]:
+def label(pictures: Iterable[ImageInput], classify: Classify, *, workers: int) -> Generator[Prediction, None, None]:
     """Yield a result for every picture, in order; a bad one is a result too.
 
     ``workers`` pictures are worked on at once and a few more wait, so that memory does not grow with their number.
     """
     pool = ThreadPoolExecutor(workers)
-    ahead: deque[Future[Result]] = deque()
+    ahead: deque[Future[Prediction]] = deque()
     try:
         for picture in pictures:
             ahead.append(pool.submit(_label_one, picture, classify))
@@ -155,16 +155,16 @@ def label(pictures: Iterable[Picture], classify: Classify, *, workers: int) -> G
         pool.shutdown(wait=False, cancel_futures=True)  # what hangs must hold up neither an error nor Ctrl-C
 
 
-def _label_one(picture: Picture, classify: Classify) -> Result:
+def _label_one(picture: ImageInput, classify: Classify) -> Prediction:
     if picture.error is not None:
-        return Result(picture.name, [], picture.error)
+        return Prediction(picture.name, [], picture.error)
     try:
         predictions, version, unknown = classify(read(picture))
     except ImageError as error:
-        return Result(picture.name, [], error.reason)
+        return Prediction(picture.name, [], error.reason)
     except OSError as error:
-        return Result(picture.name, [], reason_of(error))
-    return Result(picture.name, predictions, model_version=version, unknown=unknown)
+        return Prediction(picture.name, [], reason_of(error))
+    return Prediction(picture.name, predictions, model_version=version, unknown=unknown)
 
 
 def _local(options: argparse.Namespace) -> tuple[Classify, int]:
@@ -230,12 +230,12 @@ def _defaults() -> dict[str, Any]:
     return content
 
 
-def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result], None]:
+def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Prediction], None]:
     """Return what prints a result, bad ones too where the format has a place for them."""
     if options.csv:
         return _csv_shower(options, out)
 
-    def show(result: Result) -> None:
+    def show(result: Prediction) -> None:
         if options.json:
             print(as_json(result), file=out, flush=True)
         elif result.error is None:
@@ -246,7 +246,7 @@ def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result], Non
     return show
 
 
-def as_json(result: Result) -> str:
+def as_json(result: Prediction) -> str:
     """Return one line: what the endpoint answers, and the picture's name; or the name and an error."""
     import json
 
@@ -264,7 +264,7 @@ def as_json(result: Result) -> str:
     return json.dumps(content)
 
 
-def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result], None]:
+def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Prediction], None]:
     """Return what writes a row: names without control characters, and the other labels as a JSON object."""
     import csv
     import json
@@ -273,7 +273,7 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Result],
     writer.writerow(["image", "label", "probability", "others", "error"])
     out.flush()
 
-    def show(result: Result) -> None:
+    def show(result: Prediction) -> None:
         best = result.predictions[0] if result.predictions else ("", "")
         rest = {name: round(p, 4) for name, p in result.predictions[1:]}
         label = "" if result.unknown else best[0]

@@ -42,23 +42,23 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _run(config: Config, registry_dir: Path) -> int:
     from objrec.serving.server import run_in_foreground
-    from objrec.serving.settings import Settings
+    from objrec.serving.settings import ServiceSettings
 
     model_dir = None if config.model_dir is None else str(Path(config.model_dir).resolve())
-    run_in_foreground(Settings.of(config, registry_dir=str(registry_dir), model_dir=model_dir))
+    run_in_foreground(ServiceSettings.of(config, registry_dir=str(registry_dir), model_dir=model_dir))
     return 0
 
 
 def _start(config: Config, registry_dir: Path) -> int:
     from objrec.deployment import service
     from objrec.model_registry.store import FolderRegistry
-    from objrec.serving.settings import Settings
+    from objrec.serving.settings import ServiceSettings
 
     if config.model_dir is not None:
         raise UserError("action=start serves what is in production; model_dir=DIR is for the foreground")
     if FolderRegistry(registry_dir).production() is None:
         raise UserError(f"no model in {registry_dir} is in production: run python -m objrec.pipeline first")
-    print(service.ensure_started(Settings.of(config, registry_dir=str(registry_dir))).url)
+    print(service.ensure_started(ServiceSettings.of(config, registry_dir=str(registry_dir))).url)
     return 0
 
 
@@ -73,7 +73,7 @@ def _stop(config: Config, registry_dir: Path) -> int:
 def _status(config: Config, registry_dir: Path) -> int:
     from objrec.deployment import service
 
-    service.refuse_strangers(registry_dir)
+    service.refuse_foreign_service(registry_dir)
     running, version = service.ask(registry_dir)
     if running is None:
         print(json.dumps({"running": False}))

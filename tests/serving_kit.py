@@ -25,7 +25,7 @@ from objrec.images.raw import write_hashes
 from objrec.model_registry.records import Record
 from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import TRAINED_ON, ModelCard, file_sha256
-from objrec.serving.settings import Settings
+from objrec.serving.settings import ServiceSettings
 
 CLASSES = ["red", "green", "blue"]
 SIZE = 32
@@ -168,7 +168,7 @@ def running_service(root: Path, model_dir: Path, *overrides: str, key: str | Non
         overrides = (*overrides, f"serve.key_file={root / 'keys.txt'}")
     FolderRegistry(root).promote(put_in_registry(root, model_dir))
     config = load_config([*FAST, *overrides])
-    started = service.ensure_started(Settings.of(config, registry_dir=str(root.resolve())))
+    started = service.ensure_started(ServiceSettings.of(config, registry_dir=str(root.resolve())))
     try:
         yield started
     finally:

@@ -15,7 +15,7 @@ from objrec.config.load import load_config
 from objrec.sweeps import board
 from objrec.sweeps.plan import Grid, Sampled
 from objrec.sweeps.sweeper import run_here
-from objrec.sweeps.trial import Result
+from objrec.sweeps.trial import TrialResult
 
 IDENTITY = "of all these sweeps"
 
@@ -32,7 +32,7 @@ def quick(overrides: Sequence[str], folder: Path) -> None:
     with log.open("a") as file:
         file.write(f"begun {folder.name}\n")
     time.sleep(float(os.environ.get("TRIAL_SECONDS", "0")))
-    Result(status="finished", metrics={"epoch": 0.0, "val/acc": score(overrides)}).save(folder)
+    TrialResult(status="finished", metrics={"epoch": 0.0, "val/acc": score(overrides)}).save(folder)
     with log.open("a") as file:
         file.write(f"ended {folder.name}\n")
 

@@ -79,7 +79,7 @@ def local(model_dir: Path) -> Iterator[Any]:
 
     from objrec.config.load import load_config
     from objrec.serving.app import create_app
-    from objrec.serving.settings import Settings
+    from objrec.serving.settings import ServiceSettings
     from objrec.serving.state import State
 
     config = load_config(
@@ -90,7 +90,7 @@ def local(model_dir: Path) -> Iterator[Any]:
             "serve.runtime=onnxruntime",
         ]
     )
-    settings = Settings.of(config, registry_dir=str(model_dir.parent / "registry"), model_dir=str(model_dir))
+    settings = ServiceSettings.of(config, registry_dir=str(model_dir.parent / "registry"), model_dir=str(model_dir))
     with TestClient(create_app(State(settings))) as client:
         for _ in range(100):
             if client.get("/readyz").status_code == 200:

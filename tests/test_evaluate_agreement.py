@@ -24,7 +24,7 @@ from objrec.model_registry.records import Record
 from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
 from objrec.serving import request as handler
-from objrec.serving.settings import Settings
+from objrec.serving.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,7 +62,7 @@ def endpoint(registry: Path, model: Path) -> Iterator[str]:
     store.promote(record)
     config = load_config(["serve.runtime=onnxruntime", "serve.precision=fp32"])
     try:
-        yield service.ensure_started(Settings.of(config, registry_dir=str(registry.resolve()))).url
+        yield service.ensure_started(ServiceSettings.of(config, registry_dir=str(registry.resolve()))).url
     finally:
         service.stop(registry)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.ingest.examine import Picture
-from objrec.ingest.selection import Outcome, Selection
+from objrec.ingest.examine import ExaminedImage
+from objrec.ingest.selection import CandidateOutcome, CandidateSelection
 from objrec.sources.base import Candidate
 from objrec.steps.base import restrict
 from objrec.steps.ingest import STEP
@@ -125,15 +125,15 @@ def test_all_classes_needs_a_source_that_has_some(tmp_path: Path) -> None:
         ingest(tmp_path / "out", "classes=from_source")
 
 
-def outcome(class_name: str, number: int, content: int | None) -> Outcome:
+def outcome(class_name: str, number: int, content: int | None) -> CandidateOutcome:
     candidate = Candidate(class_name=class_name, source="test", url=f"test:{class_name}/{number}")
     if content is None:
-        return Outcome(candidate=candidate, status="corrupt", reason="test")
+        return CandidateOutcome(candidate=candidate, status="corrupt", reason="test")
     sha = hashlib.sha256(str(content).encode()).hexdigest()
     bits = int(hashlib.sha256(str(content // 3).encode()).hexdigest(), 16)  # 3k, 3k + 1 and 3k + 2 resemble each other
     rows, columns = (bits ^ (0b11111 << 5 * (content % 3))) & MASK, bits >> 64 & MASK
-    found = Picture(sha256=sha, size=1, width=64, height=64, extension="jpg", rows=rows, columns=columns)
-    return Outcome(candidate=candidate, picture=found, exact=content % 5 == 0)
+    found = ExaminedImage(sha256=sha, size=1, width=64, height=64, extension="jpg", rows=rows, columns=columns)
+    return CandidateOutcome(candidate=candidate, picture=found, exact=content % 5 == 0)
 
 
 MASK = 2**64 - 1
@@ -152,7 +152,7 @@ def test_the_selection_does_not_depend_on_the_order_of_the_classes(
     names = [f"class{i}" for i in range(len(offers))]
 
     def fill(pick: random.Random) -> list[dict[str, Any]]:
-        selection = Selection(names, wanted, distance=distance)
+        selection = CandidateSelection(names, wanted, distance=distance)
         queues = {n: [outcome(n, i, c) for i, c in enumerate(o)] for n, o in zip(names, offers, strict=True)}
         while ready := [n for n in names if queues[n] and selection.missing(n)]:
             selection.add(queues[n := pick.choice(ready)].pop(0))

@@ -497,12 +497,12 @@ def test_robots_headers(values: list[str], found: str | None) -> None:
 def test_a_client_of_the_endpoint_learns_nothing_of_the_names_behind_it(server: BadServer) -> None:
     from objrec.serving.fetch import fetch as fetch_for_client
     from objrec.serving.request import RequestError
-    from objrec.serving.settings import Settings
+    from objrec.serving.settings import ServiceSettings
 
     def reason(url: str, *, private: bool = False) -> str:
         settings = SimpleNamespace(timeout=2.0, max_bytes=10**6, allow_private_addresses=private, contact=None)
         with pytest.raises(RequestError) as caught:
-            asyncio.run(fetch_for_client(url, cast(Settings, settings)))
+            asyncio.run(fetch_for_client(url, cast(ServiceSettings, settings)))
         assert caught.value.status == 422
         return caught.value.reason
 

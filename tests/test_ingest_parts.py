@@ -19,18 +19,18 @@ from PIL import Image
 from objrec.images.decode import Decoded, ImageError, decode
 from objrec.images.hashing import hash_picture
 from objrec.images.near_duplicates import NearbyIndex
-from objrec.ingest.examine import Picture, examine
+from objrec.ingest.examine import ExaminedImage, examine
 from objrec.ingest.progress import yield_table
-from objrec.ingest.selection import Outcome
-from objrec.ingest.store import Store
+from objrec.ingest.selection import CandidateOutcome
+from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate
 from tests.bad_server import encoded, picture
 from tests.conftest import shared_file
 
 
-def with_code(code: int) -> Picture:
+def with_code(code: int) -> ExaminedImage:
     rows, columns = code >> 64, code & (2**64 - 1)
-    return Picture(sha256="0", size=1, width=9, height=9, extension="jpg", rows=rows, columns=columns)
+    return ExaminedImage(sha256="0", size=1, width=9, height=9, extension="jpg", rows=rows, columns=columns)
 
 
 BASE = 0x6A09E667F3BCC908BB67AE8584CAA73B  # about as many bits set as not, in each half
@@ -138,7 +138,7 @@ def test_hashes_tell_rows_from_columns_of_the_upright_picture() -> None:
 def test_the_store_survives_half_written_pictures(tmp_path: Path) -> None:
     data = picture(1)
     found = examine(data, max_pixels=10**8, min_size=1)
-    store = Store(tmp_path, limits="a")
+    store = WebStore(tmp_path, limits="a")
     store.path(found.sha256).parent.mkdir(parents=True)
     store.path(found.sha256).write_bytes(data[:100])  # what a kill left
     assert not store.has(found.sha256)
@@ -156,12 +156,12 @@ def test_the_store_remembers_outcomes_until_they_may_differ(tmp_path: Path) -> N
         return Candidate(class_name="cat", source="s", url=name)
 
     found = examine(picture(1), max_pixels=10**8, min_size=1)
-    store = Store(tmp_path, limits="a")
+    store = WebStore(tmp_path, limits="a")
     outcomes = {
-        "ok": Outcome(candidate=candidate("ok"), picture=found),
-        "gone": Outcome(candidate=candidate("gone"), status="http_404", reason="r"),
-        "late": Outcome(candidate=candidate("late"), status="timeout", reason="r"),
-        "small": Outcome(candidate=candidate("small"), status="too_small", reason="r"),
+        "ok": CandidateOutcome(candidate=candidate("ok"), picture=found),
+        "gone": CandidateOutcome(candidate=candidate("gone"), status="http_404", reason="r"),
+        "late": CandidateOutcome(candidate=candidate("late"), status="timeout", reason="r"),
+        "small": CandidateOutcome(candidate=candidate("small"), status="too_small", reason="r"),
     }
     for name, outcome in outcomes.items():
         store.record(
@@ -171,7 +171,7 @@ def test_the_store_remembers_outcomes_until_they_may_differ(tmp_path: Path) -> N
     assert store.recall(candidate("late"), retry_transient=True) is None
     assert store.recall(candidate("new"), retry_transient=False) is None
     store.close()
-    other = Store(tmp_path, limits="b")
+    other = WebStore(tmp_path, limits="b")
     assert other.recall(candidate("small"), retry_transient=False) is None
     assert other.recall(candidate("ok"), retry_transient=True) == outcomes["ok"]
     other.close()
@@ -194,7 +194,7 @@ CANDIDATE = Candidate(class_name="cat", source="s", url="u")
 
 @pytest.mark.parametrize("status", PASSING)
 def test_what_may_pass_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
-    store = Store(tmp_path, limits="a", access="x")
+    store = WebStore(tmp_path, limits="a", access="x")
     store.record("u", status=status, reason="r")
     assert store.recall(CANDIDATE, retry_transient=False) is not None, "not at once"
     assert store.recall(CANDIDATE, retry_transient=True) is None, "on refresh"
@@ -204,14 +204,14 @@ def test_what_may_pass_is_asked_again(tmp_path: Path, monkeypatch: pytest.Monkey
         assert store.recall(CANDIDATE, retry_transient=False) is None, "after a while, and when the clock was set"
     monkeypatch.undo()
     store.close()
-    other = Store(tmp_path, limits="a", access="y")
+    other = WebStore(tmp_path, limits="a", access="y")
     assert other.recall(CANDIDATE, retry_transient=False) is None, "under other settings"
     other.close()
 
 
 @pytest.mark.parametrize("status", ["http_404", "http_410", "corrupt", "unsupported", "too_small"])
 def test_what_lasts_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
-    store = Store(tmp_path, limits="a", access="x")
+    store = WebStore(tmp_path, limits="a", access="x")
     store.record("u", status=status, reason="r")
     monkeypatch.setattr("objrec.ingest.store.time.time", lambda: 10**10)
     assert store.recall(CANDIDATE, retry_transient=True) is not None
@@ -222,7 +222,7 @@ def test_what_lasts_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_outcomes_of_an_earlier_version(tmp_path: Path) -> None:
     """It wrote the limits with every status, and a flag for what may pass."""
-    store = Store(tmp_path, limits="a", access="x")
+    store = WebStore(tmp_path, limits="a", access="x")
     rows = (("404", "http_404", 0), ("dns", "dns", 0), ("late", "timeout", 1), ("robots", "robots", 0))
     for url, status, flag in rows:
         values = (url, status, "r", flag, "1/2/3", *(None,) * 7)

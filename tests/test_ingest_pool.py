@@ -17,7 +17,7 @@ import objrec.ingest.pool as pool_module
 from objrec.images.decode import ImageError
 from objrec.ingest.examiner import Examiner, Setup
 from objrec.ingest.pool import ExaminerDied, ExaminerPool
-from objrec.ingest.store import Store
+from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate
 from tests.bad_server import picture
 
@@ -132,9 +132,9 @@ def test_a_download_is_recorded_before_it_is_written(tmp_path: Path, monkeypatch
     def full(*_: object) -> None:
         raise OSError("no room")
 
-    store = Store(tmp_path / "store", limits="a")
+    store = WebStore(tmp_path / "store", limits="a")
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no room"):
-        patched.setattr(Store, "write", full)
+        patched.setattr(WebStore, "write", full)
         Examiner(setup(tmp_path)).examine("store", "http://a/1.jpg", picture(1))
     candidate = Candidate(class_name="cat", source="s", url="http://a/1.jpg")
     known = store.recall(candidate, retry_transient=False)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 JPEG = b"\xff\xd8\xff" + bytes(200)
 
 
-def found(*names: Any, stdin: bytes | None = b"") -> list[sources.Picture]:
+def found(*names: Any, stdin: bytes | None = b"") -> list[sources.ImageInput]:
     text = None if stdin is None else io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin)))  # type: ignore[arg-type]
     return list(sources.pictures_of([str(name) for name in names], text))
 
@@ -97,7 +97,7 @@ def test_a_pipe_without_a_writer_is_an_error_and_a_slow_writer_is_none(
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert sources.read(sources.Picture(str(pipe), pipe=True)) == JPEG
+    assert sources.read(sources.ImageInput(str(pipe), pipe=True)) == JPEG
     writer.join()
 
 

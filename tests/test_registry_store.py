@@ -24,8 +24,8 @@ from objrec.models.card import ModelCard
 from objrec.predict import production_dir
 from objrec.registry import main
 from objrec.serving.metrics import Metrics
-from objrec.serving.model_manager import LiveModels
-from objrec.serving.settings import Settings
+from objrec.serving.model_manager import ModelManager
+from objrec.serving.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -155,7 +155,7 @@ def test_every_file_of_a_registered_model_is_covered(
     assert f"{name} is damaged" in registry.verify()[record.sha256]
     assert main(["verify", f"registry_dir={registry.root}"]) == 1
     assert main(["promote", "production", f"registry_dir={registry.root}"]) == 2
-    live = LiveModels(Settings.of(load_config([*FAST]), registry_dir=str(registry.root)), Metrics(lambda: 0))
+    live = ModelManager(ServiceSettings.of(load_config([*FAST]), registry_dir=str(registry.root)), Metrics(lambda: 0))
     with pytest.raises(UserError, match=f"{name} is damaged"):
         live.follow()
     with pytest.raises(UserError, match=f"{name} is damaged"):

@@ -23,7 +23,7 @@ from objrec.deployment import service
 from objrec.deployment.service import Process, Service
 from objrec.model_registry.store import FolderRegistry
 from objrec.serve import main
-from objrec.serving.settings import Settings
+from objrec.serving.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -223,7 +223,7 @@ def test_the_command_that_starts_it_ends_and_lets_go(tmp_path: Path) -> None:
 
 def test_two_starters_at_once_start_one_service(tmp_path: Path) -> None:
     FolderRegistry(tmp_path).promote(put_in_registry(tmp_path, make_model(tmp_path / "m")))
-    settings = Settings.of(load_config(FAST), registry_dir=str(tmp_path))
+    settings = ServiceSettings.of(load_config(FAST), registry_dir=str(tmp_path))
     try:
         with ThreadPoolExecutor(3) as pool:
             found = list(pool.map(lambda _: service.ensure_started(settings), range(3)))
@@ -243,7 +243,7 @@ def test_a_port_in_use_and_a_missing_model_are_said_in_a_line(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        settings = Settings.of(load_config([*FAST, f"serve.port={port}"]), registry_dir=str(registry))
+        settings = ServiceSettings.of(load_config([*FAST, f"serve.port={port}"]), registry_dir=str(registry))
         with pytest.raises(UserError, match="already in use"):
             service.ensure_started(settings)
 
@@ -254,7 +254,7 @@ def test_a_damaged_model_does_not_start(tmp_path: Path) -> None:
     with (FolderRegistry(tmp_path).model_dir(record.sha256) / "model.onnx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match="damaged"):
-        service.ensure_started(Settings.of(load_config(FAST), registry_dir=str(tmp_path)))
+        service.ensure_started(ServiceSettings.of(load_config(FAST), registry_dir=str(tmp_path)))
     assert service.find(tmp_path) is None
 
 
@@ -281,7 +281,7 @@ def test_elsewhere_than_on_linux_the_background_service_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.Process, "of", classmethod(lambda _cls, _pid: None))  # as where there is no /proc
-    settings = Settings.of(load_config([]), registry_dir=str(tmp_path))
+    settings = ServiceSettings.of(load_config([]), registry_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"needs Linux .* deploy\.start=false"):
         service.ensure_started(settings)
     assert list(tmp_path.iterdir()) == []

@@ -40,7 +40,7 @@ from objrec.registry import main as registry_command
 from objrec.serving import app
 from objrec.serving.logs import FLUSH_SECONDS
 from objrec.serving.server import bind, refuse_connections
-from objrec.serving.settings import Settings
+from objrec.serving.settings import ServiceSettings
 from objrec.steps.base import restrict
 from objrec.steps.deploy import STEP
 
@@ -213,7 +213,7 @@ def test_following_outlives_any_error_and_tries_again(tmp_path: Path, monkeypatc
     monkeypatch.setattr(app, "AGAIN_SECONDS", 0.05)
     registry = FolderRegistry(tmp_path)
     registry.promote(put_in_registry(tmp_path, make_model(tmp_path / "m1", seed=1)))
-    state = app.State(Settings.of(load_config(FAST), registry_dir=str(tmp_path)))
+    state = app.State(ServiceSettings.of(load_config(FAST), registry_dir=str(tmp_path)))
     state.models.follow()
     second = put_in_registry(tmp_path, make_model(tmp_path / "m2", seed=2))
     registry.promote(second)

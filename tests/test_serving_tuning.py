@@ -25,8 +25,8 @@ from objrec.inference.smoke import Smoke, pictures_in_turns
 from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
 from objrec.serving.metrics import Metrics
-from objrec.serving.model_manager import LiveModels
-from objrec.serving.settings import Settings
+from objrec.serving.model_manager import ModelManager
+from objrec.serving.settings import ServiceSettings
 from objrec.serving.state import State
 from objrec.system.cores import available_cores
 
@@ -104,7 +104,7 @@ def test_a_served_model_has_the_threads_that_keep_it_busy(model_dir: Path, tmp_p
     found = {}
     for options in ((), ("serve.workers=3",)):
         config = load_config(["serve.runtime=onnxruntime", "serve.precision=fp32", *options])
-        state = State(Settings.of(config, registry_dir=str(tmp_path)))
+        state = State(ServiceSettings.of(config, registry_dir=str(tmp_path)))
         state.models.follow()
         found[options] = state.scheduler.workers
         state.scheduler.close()
@@ -184,9 +184,9 @@ def test_auto_takes_the_fastest_that_may_serve(
     assert found.choose("onnxruntime", "auto").runtime == "onnxruntime"
 
 
-def live(registry_dir: Path, *overrides: str) -> LiveModels:
-    settings = Settings.of(load_config(overrides), registry_dir=str(registry_dir))
-    return LiveModels(settings, Metrics(lambda: 0))
+def live(registry_dir: Path, *overrides: str) -> ModelManager:
+    settings = ServiceSettings.of(load_config(overrides), registry_dir=str(registry_dir))
+    return ModelManager(settings, Metrics(lambda: 0))
 
 
 def test_the_service_uses_what_was_found_and_guards_it(model_dir: Path, pictures: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.ingest.api import StoredApi
-from objrec.ingest.store import Store
+from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate, SourceStopped
 from objrec.sources.build import build_sources, nodes_of
 from objrec.sources.licenses import code_of, url_of
@@ -48,7 +48,7 @@ def offers(server: BadServer, source: str, tmp_path: Path, *more: str, name: str
 
     async def go() -> list[Candidate]:
         loop = asyncio.get_running_loop()
-        store = Store(tmp_path / "store", limits="")
+        store = WebStore(tmp_path / "store", limits="")
         async with Downloader(LIMITS, contact="a@b.org", host_limits={}) as downloader:
             api = StoredApi(downloader, store, loop, refresh=False)
             with ThreadPoolExecutor(1) as pool:

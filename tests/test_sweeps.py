@@ -25,7 +25,7 @@ from objrec.sweeps import trial_run as job
 from objrec.sweeps.chart import draw
 from objrec.sweeps.plan import Grid, Sampled
 from objrec.sweeps.sweeper import _build_data, _check, _identity, _locked, run_there
-from objrec.sweeps.trial import Result
+from objrec.sweeps.trial import TrialResult
 from objrec.training.callbacks.trial_report import report_epoch
 
 SWEEPS = sorted(p.stem for p in (Path(config_dir()) / "sweep").glob("*.yaml"))
@@ -198,7 +198,7 @@ def test_a_study_survives_half_a_line_and_draws_new_values(tmp_path: Path) -> No
         plan = Sampled(tmp_path, config, fixed=[], space=space, identity="")
         trial = plan.next()
         assert trial is not None
-        plan.tell(trial, Result(status="finished", metrics={"val/acc": 0.5}))
+        plan.tell(trial, TrialResult(status="finished", metrics={"val/acc": 0.5}))
         drawn.append(trial.values["train.learning_rate"])
         with (tmp_path / "study.journal").open("a") as file:
             file.write('{"op_code": 6, "wor')  # a kill in the middle of a write
@@ -230,7 +230,7 @@ def test_trials_that_fall_behind_are_stopped(
     while (trial := plan.next()) is not None:
         plan.tell(trial, job.run_trial(config, trial.overrides, trial.folder))
     assert epochs == {**dict.fromkeys(range(6), 4), 6: 2, 7: 2}
-    result = Result.load(tmp_path / "7")
+    result = TrialResult.load(tmp_path / "7")
     assert result is not None and result.status == "pruned" and result.metrics["val/acc"] == pytest.approx(0.12)
     assert not (tmp_path / "7" / "model" / "training" / "checkpoints").exists()
     assert board.finish(tmp_path, config, ["train.learning_rate"], words, "") == 0  # stopped is not failed
@@ -251,7 +251,7 @@ class Launcher:
             (folder / ".hydra").mkdir(exist_ok=True)
             if folder.name == "1" or (folder.name == "2" and len(self.batches) == 1):
                 raise RuntimeError("a worker was killed")
-            Result(status="finished", metrics={"epoch": 0.0, "val/acc": 0.5}).save(folder)
+            TrialResult(status="finished", metrics={"epoch": 0.0, "val/acc": 0.5}).save(folder)
 
 
 def test_a_launcher_that_breaks_down_is_started_again_for_the_rest(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_launcher_that_breaks_down_is_started_again_for_the_rest(tmp_path: Pat
 
 def test_what_the_user_did_wrong_in_a_trial_is_its_reason(tmp_path: Path) -> None:
     assert job.run_trial(UserError("a: wrong"), [], tmp_path).reason == "a: wrong"
-    loaded = Result.load(tmp_path)
+    loaded = TrialResult.load(tmp_path)
     assert loaded is not None and loaded.status == "failed"
 
 
@@ -284,7 +284,7 @@ def test_the_best_trials_line_gives_its_settings(tmp_path: Path) -> None:
 def test_losses_are_better_when_they_are_low(tmp_path: Path) -> None:
     sweep_jobs.sweep(tmp_path, [RATES])
     for number, loss in enumerate((0.3, 0.1, 0.2)):
-        Result(status="finished", metrics={"epoch": 0.0, "val/loss": loss}).save(tmp_path / str(number))
+        TrialResult(status="finished", metrics={"epoch": 0.0, "val/loss": loss}).save(tmp_path / str(number))
     assert [r["job"] for r in board.leaderboard(tmp_path, "val/loss", sweep_jobs.IDENTITY)] == [1, 2, 0]
     assert board.leaderboard(tmp_path, "val/loss", "of other settings") == []
 

@@ -43,7 +43,7 @@ def trainer(*, epochs: int, batches: int) -> Any:
     )
 
 
-def play(shown: progress.Progress, fake: Any, module: Any = None) -> None:
+def play(shown: progress.TrainingProgress, fake: Any, module: Any = None) -> None:
     """Go through a training's hooks: batches of 8 images, 10 ms each."""
     batch = (torch.zeros(8, 3, 4, 4), torch.zeros(8))
     shown.on_train_start(fake, module)
@@ -60,7 +60,7 @@ def play(shown: progress.Progress, fake: Any, module: Any = None) -> None:
 
 
 def test_without_a_terminal_a_line_an_epoch_tells_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    play(progress.Progress(on_terminal=False), trainer(epochs=2, batches=5))
+    play(progress.TrainingProgress(on_terminal=False), trainer(epochs=2, batches=5))
     first, second = capsys.readouterr().out.splitlines()
     seen = re.fullmatch(r"epoch 1/2: train/loss 1.2500, val/acc 0.5000, 0\.\d s, (\d+) images/s, \d+ s left", first)
     assert seen is not None and 50 < int(seen[1]) <= 800
@@ -72,7 +72,7 @@ def test_on_a_terminal_a_bar_tells_speed_loss_accuracy_and_time_left(monkeypatch
 
     seen = io.StringIO()
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=seen, force_terminal=True, width=120))
-    play(progress.Progress(on_terminal=True), trainer(epochs=2, batches=3))
+    play(progress.TrainingProgress(on_terminal=True), trainer(epochs=2, batches=3))
     text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen.getvalue())
     assert re.search(r"epoch 1/2 .* 3/3 \d+ images/s, loss 1\.500, val/acc -, \d+ s left", text)
     assert re.search(r"epoch 2/2 .* 3/3 \d+ images/s, loss 1\.500, val/acc 0\.500, 0 s left", text)
@@ -80,7 +80,7 @@ def test_on_a_terminal_a_bar_tells_speed_loss_accuracy_and_time_left(monkeypatch
 
 def test_the_loss_is_not_read_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    shown = progress.Progress(on_terminal=False)
+    shown = progress.TrainingProgress(on_terminal=False)
     monkeypatch.setattr(shown, "_show", lambda *_: looks.append(1))
     monkeypatch.setattr(progress, "REFRESH", 3600.0)
     shown._looked = time.monotonic()

@@ -23,7 +23,7 @@ STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageInput:
     """Something to label: a name for people, and where its bytes are.
 
     Attributes:
@@ -37,7 +37,7 @@ class Picture:
     pipe: bool = False
 
 
-def pictures_of(names: Iterable[str], stdin: TextIO | None, *, null: bool = False) -> Iterator[Picture]:
+def pictures_of(names: Iterable[str], stdin: TextIO | None, *, null: bool = False) -> Iterator[ImageInput]:
     """Yield what the names stand for, one at a time: files, URLs, all pictures below a folder, matches of a pattern.
 
     Args:
@@ -48,39 +48,39 @@ def pictures_of(names: Iterable[str], stdin: TextIO | None, *, null: bool = Fals
         if name != "-":
             yield from _named(name, pipe=True)
         elif stdin is None:
-            yield Picture("stdin", error="is closed")
+            yield ImageInput("stdin", error="is closed")
         else:
             try:
                 yield from _from_stdin(stdin.buffer, null=null)
             except OSError as error:
-                yield Picture("stdin", error=reason_of(error))
+                yield ImageInput("stdin", error=reason_of(error))
 
 
-def _named(name: str, *, pipe: bool) -> Iterator[Picture]:
+def _named(name: str, *, pipe: bool) -> Iterator[ImageInput]:
     path = Path(name)
     try:
         if is_url(name):
-            yield Picture(name)
+            yield ImageInput(name)
         elif path.is_dir():
             yield from _below(path)
         elif path.exists():
-            yield Picture(name, pipe=pipe)
+            yield ImageInput(name, pipe=pipe)
         elif glob.has_magic(name):
             yield from _matches(name)
         else:
-            yield Picture(name, error="no such file or folder")
+            yield ImageInput(name, error="no such file or folder")
     except (OSError, ValueError) as error:  # too long, not to be entered, or with a zero byte
-        yield Picture(name, error=reason_of(error))
+        yield ImageInput(name, error=reason_of(error))
 
 
-def _matches(pattern: str) -> Iterator[Picture]:
+def _matches(pattern: str) -> Iterator[ImageInput]:
     """Yield what matches, nothing twice: ``**`` matches a folder, the folders in it, and their files as well."""
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
     seen: set[object] = set()
     for match in matches:
         target = os.path.realpath(match)  # ** goes through links to folders, in circles too
         if not os.path.isdir(target):  # noqa: PTH112  # Path.is_dir raises where it may not look
-            found: Iterable[Picture] = [Picture(match)]
+            found: Iterable[ImageInput] = [ImageInput(match)]
         else:
             found = [] if target in seen else _below(Path(match))
             seen.add(target)
@@ -91,28 +91,28 @@ def _matches(pattern: str) -> Iterator[Picture]:
                 seen.add(key)
                 yield picture
     if not matches:
-        yield Picture(pattern, error="nothing matches")
+        yield ImageInput(pattern, error="nothing matches")
 
 
-def _from_stdin(stdin: IO[bytes], *, null: bool = False) -> Iterator[Picture]:
+def _from_stdin(stdin: IO[bytes], *, null: bool = False) -> Iterator[ImageInput]:
     if null:
         yield from _separated(stdin)
         return
     head = stdin.read(HEAD)  # waits for all of them, however small the pieces in which they come
     if head.startswith(STARTS) or head[6:10] == b"\0" * 4:
-        yield Picture("stdin", _at_most(MAX_BYTES, stdin, head))
+        yield ImageInput("stdin", _at_most(MAX_BYTES, stdin, head))
         return
     rest = iter(lambda: stdin.readline(MAX_NAME), b"")
     for line in itertools.chain((head + stdin.readline(MAX_NAME)).split(b"\n"), rest):
         if len(line) >= MAX_NAME:
-            yield Picture("stdin", error=f"neither a picture nor names: a line of {MAX_NAME} bytes or more")
+            yield ImageInput("stdin", error=f"neither a picture nor names: a line of {MAX_NAME} bytes or more")
             return
         name = os.fsdecode(line.rstrip(b"\r\n"))
         if name and name != "-":
             yield from _named(name, pipe=False)
 
 
-def _separated(stdin: IO[bytes]) -> Iterator[Picture]:
+def _separated(stdin: IO[bytes]) -> Iterator[ImageInput]:
     """Yield what names that end with a zero byte stand for, as they come."""
     rest = b""
     while piece := cast(io.BufferedReader, stdin).read1(MAX_NAME):
@@ -120,13 +120,13 @@ def _separated(stdin: IO[bytes]) -> Iterator[Picture]:
         for name in filter(None, names):
             yield from _named(os.fsdecode(name), pipe=False)
         if len(rest) >= MAX_NAME:
-            yield Picture("stdin", error=f"no names that end with a zero byte: {MAX_NAME} bytes or more without one")
+            yield ImageInput("stdin", error=f"no names that end with a zero byte: {MAX_NAME} bytes or more without one")
             return
     if rest:
         yield from _named(os.fsdecode(rest), pipe=False)
 
 
-def _below(folder: Path) -> Iterator[Picture]:
+def _below(folder: Path) -> Iterator[ImageInput]:
     found = False
     errors: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=errors.append):
@@ -134,11 +134,11 @@ def _below(folder: Path) -> Iterator[Picture]:
         for file in sorted(files):
             if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
                 found = True
-                yield Picture(str(Path(parent, file)))
+                yield ImageInput(str(Path(parent, file)))
     for error in errors:
-        yield Picture(str(error.filename), error=reason_of(error))
+        yield ImageInput(str(error.filename), error=reason_of(error))
     if not found and not errors:
-        yield Picture(str(folder), error="no pictures in this folder")
+        yield ImageInput(str(folder), error="no pictures in this folder")
 
 
 def is_url(name: str) -> bool:
@@ -149,7 +149,7 @@ def reason_of(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def read(picture: Picture) -> bytes:
+def read(picture: ImageInput) -> bytes:
     """Return the bytes of a picture. Raises OSError, also for what is no file, or is larger than ``MAX_BYTES``."""
     if picture.data is not None:
         return picture.data

@@ -60,7 +60,7 @@ class Classes(Section):
         return names
 
 
-class Source(Section):
+class SourceSection(Section):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     target: Annotated[str, Field(alias="_target_")]
@@ -425,7 +425,7 @@ class Config(Section):
 
     seed: Annotated[Int, Field(ge=0, lt=2**32)]
     classes: Classes
-    source: Source
+    source: SourceSection
     ingest: Ingest
     preprocess: Preprocess
     images: Images

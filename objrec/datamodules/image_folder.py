@@ -21,7 +21,7 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Augmentation, DataModule
 from objrec.datamodules.augmentation import BatchAugmentation
 from objrec.datamodules.crops import RandomResizedCrop
-from objrec.datamodules.loading import Batch, Files, PictureBatches, Source, make_loader
+from objrec.datamodules.loading import Batch, Files, ImageBatches, ImageReader, make_loader
 from objrec.datamodules.origin import Origin, find_origin
 from objrec.datamodules.sampling import BatchSampler, Draw, InOrder, stratified_share
 from objrec.datamodules.store import open_store, store_key
@@ -90,7 +90,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         self.augment = BatchAugmentation(augmentation, fill=fill, num_classes=len(self.class_names))
         crops = augmentation.name != "none" and augmentation.scale is not None and augmentation.ratio is not None
         self._crop = RandomResizedCrop(augmentation.scale, augmentation.ratio) if crops else None  # type: ignore[arg-type]
-        self._data: dict[str, PictureBatches] = {}
+        self._data: dict[str, ImageBatches] = {}
         self._position = {"epoch": 0, "batch": 0}  # where training begins, other than 0 when it is carried on
 
     @property
@@ -113,7 +113,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         for name in wanted.get(stage or "fit", ()):
             self._batches(name)
 
-    def _batches(self, name: str) -> PictureBatches:
+    def _batches(self, name: str) -> ImageBatches:
         if name not in self.listings:
             raise UserError(f"{name}_dir is needed: give a folder of pictures")
         if name not in self._data:
@@ -130,7 +130,7 @@ class ImageFolderDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._position = state_dict
 
-    def _prepare(self, name: str, listing: Listing) -> PictureBatches:
+    def _prepare(self, name: str, listing: Listing) -> ImageBatches:
         preprocessing, crop = self.preprocessing, None
         if name == "train":
             crop = self._crop
@@ -139,11 +139,11 @@ class ImageFolderDataModule(L.LightningDataModule):
         chosen = self._chosen if name == "train" else np.arange(len(listing.names))
         source = self._source(listing, chosen, preprocessing, keep=name != "predict")
         targets = listing.targets[chosen] if name != "predict" else None
-        return PictureBatches(source, side=preprocessing.size, size=self.preprocessing.size, targets=targets, crop=crop)
+        return ImageBatches(source, side=preprocessing.size, size=self.preprocessing.size, targets=targets, crop=crop)
 
     def _source(
         self, listing: Listing, chosen: npt.NDArray[np.int64], preprocessing: Preprocessing, *, keep: bool
-    ) -> Source:
+    ) -> ImageReader:
         files = Files([listing.names[i] for i in chosen], listing.root, preprocessing, max_pixels=self.max_pixels)
         count, size = len(chosen), preprocessing.size
         cache = self._cache(count * size * size * 3) if keep else "off"
@@ -206,7 +206,7 @@ class ImageFolderDataModule(L.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _loader(self, data: PictureBatches, sampler: Any) -> Any:
+    def _loader(self, data: ImageBatches, sampler: Any) -> Any:
         """Threads, or processes where a number of workers is asked for.
 
         On a GPU, batches are made ahead of the steps, by all cores that the node's processes share. On a CPU nothing

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     seed: int | None
 
 
-class Source(Protocol):
+class ImageReader(Protocol):
     """Anything that holds pictures: ``source[i]`` is uint8 (side, side, 3)."""
 
     def __getitem__(self, index: Any, /) -> Pixels: ...
@@ -73,7 +73,7 @@ class Files:
         return out
 
 
-class PictureBatches(Dataset[Batch]):
+class ImageBatches(Dataset[Batch]):
     """Batches drawn from a source.
 
     Args:
@@ -85,7 +85,7 @@ class PictureBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        source: Source,
+        source: ImageReader,
         *,
         side: int,
         size: int,
@@ -130,7 +130,7 @@ class ThreadedLoader:
         pin: put batches where a GPU can fetch them from.
     """
 
-    def __init__(self, data: PictureBatches, sampler: Sampler[Draw], *, threads: int, ahead: int, pin: bool) -> None:
+    def __init__(self, data: ImageBatches, sampler: Sampler[Draw], *, threads: int, ahead: int, pin: bool) -> None:
         self.data, self.sampler = data, sampler
         self.batch_sampler = None  # Lightning looks for both, to tell them the epoch
         self.threads, self.ahead, self.pin = threads, ahead, pin
@@ -164,7 +164,7 @@ class ThreadedLoader:
 
 
 def make_loader(
-    data: PictureBatches, sampler: Sampler[Draw], *, processes: int, threads: int, ahead: int, pin: bool
+    data: ImageBatches, sampler: Sampler[Draw], *, processes: int, threads: int, ahead: int, pin: bool
 ) -> ThreadedLoader | DataLoader[Batch]:
     """Return a loader of batches: of worker processes where some are asked for, of threads otherwise."""
     if not processes:

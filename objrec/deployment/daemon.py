@@ -31,10 +31,10 @@ def run(asked: dict[str, Any]) -> None:
     from objrec.deployment.service import Process, Service, is_named, log_file, write_state
     from objrec.serving import logs
     from objrec.serving.server import address, bind, serve
-    from objrec.serving.settings import Settings
+    from objrec.serving.settings import ServiceSettings
     from objrec.serving.state import State
 
-    settings = Settings(**asked["settings"])
+    settings = ServiceSettings(**asked["settings"])
     registry_dir = Path(settings.registry_dir)
     os.chdir(registry_dir)
     logs.set_up(log_file(registry_dir))

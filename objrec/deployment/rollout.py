@@ -8,11 +8,11 @@ from objrec.deployment import service
 from objrec.deployment.service import Service
 from objrec.model_registry.records import Record
 from objrec.model_registry.store import FolderRegistry
-from objrec.serving.settings import Settings
+from objrec.serving.settings import ServiceSettings
 
 
 def roll_out(
-    registry: FolderRegistry, record: Record, *, event: str = "promoted", start: Settings | None = None
+    registry: FolderRegistry, record: Record, *, event: str = "promoted", start: ServiceSettings | None = None
 ) -> tuple[Record | None, Service | None]:
     """Serve ``record`` and return the record it replaced and the service, if there is one.
 
@@ -37,7 +37,7 @@ def roll_out(
             if running is not None:
                 running.control("follow")
                 if start is not None:
-                    service.say_if_other(running, start)
+                    service.warn_if_settings_differ(running, start)
             elif start is not None:
                 running = service.ensure_started(start)
         except BaseException:

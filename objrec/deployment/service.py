@@ -27,7 +27,7 @@ from objrec.config.errors import UserError
 from objrec.system.files import lock, write_json
 
 if TYPE_CHECKING:
-    from objrec.serving.settings import Settings
+    from objrec.serving.settings import ServiceSettings
 
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
@@ -192,7 +192,7 @@ def ask(registry_dir: Path) -> tuple[Service | None, dict[str, Any]]:
     return (service if service.process.alive() else None), {}
 
 
-def refuse_strangers(registry_dir: Path) -> None:
+def refuse_foreign_service(registry_dir: Path) -> None:
     """Raise UserError where the state file is another user's, who alone may know of the service that it names."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
         try:
@@ -222,7 +222,7 @@ def refuse_other_systems() -> None:
         )
 
 
-def ensure_started(settings: Settings) -> Service:
+def ensure_started(settings: ServiceSettings) -> Service:
     """Return the running service, starting one where there is none.
 
     Raises:
@@ -234,11 +234,11 @@ def ensure_started(settings: Settings) -> Service:
         running = find(registry_dir)
         if running is None:
             return _start(settings, registry_dir)
-        say_if_other(running, settings)
+        warn_if_settings_differ(running, settings)
         return running
 
 
-def say_if_other(running: Service, settings: Settings) -> None:
+def warn_if_settings_differ(running: Service, settings: ServiceSettings) -> None:
     """Tell the user when a running service was started with other settings than those at hand."""
     if running.settings != settings.digest:
         print(
@@ -248,7 +248,7 @@ def say_if_other(running: Service, settings: Settings) -> None:
         )
 
 
-def _start(settings: Settings, registry_dir: Path) -> Service:
+def _start(settings: ServiceSettings, registry_dir: Path) -> Service:
     last = read_state(registry_dir)
     port = urlsplit(last.url).port if last is not None and settings.port == 0 else None
     instance = secrets.token_hex(8)
@@ -301,7 +301,7 @@ def stop(registry_dir: Path) -> Service | None:
     Raises:
         UserError: it does not end, or belongs to another user.
     """
-    refuse_strangers(registry_dir)
+    refuse_foreign_service(registry_dir)
     with start_lock(registry_dir):
         service, answer = ask(registry_dir)
         if service is None:

@@ -24,7 +24,7 @@ from objrec.evaluation.metrics import (
 from objrec.evaluation.perturb import PERTURBATIONS, STRENGTHS, perturb
 from objrec.images.image_folder import list_images
 from objrec.images.repeats import near_duplicates
-from objrec.inference.run_folder import Outcome, Pixels, read_pictures, run_model
+from objrec.inference.run_folder import ModelOutputs, Pixels, read_pictures, run_model
 from objrec.inference.scores import known_score
 from objrec.models.card import UNKNOWN_SCORES, ModelCard
 
@@ -46,7 +46,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class EvaluationSettings:
     """How to evaluate. ``slices`` and ``robustness`` are extra work, done on request."""
 
     batch_size: int
@@ -57,7 +57,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Evaluation:
     """What an evaluation found.
 
     Attributes:
@@ -82,13 +82,13 @@ class Study:
 def conduct(
     model: Model,
     test_dir: Path,
-    settings: Settings,
+    settings: EvaluationSettings,
     *,
     train_dir: Path | None = None,
     raw_data_dir: Path | None = None,
     unknown_dir: Path | None = None,
     other: Model | None = None,
-) -> Study:
+) -> Evaluation:
     """Evaluate ``model`` on ``test_dir``.
 
     Args:
@@ -121,7 +121,7 @@ def conduct(
         theirs = _other(other, p, test_dir, settings)
         metrics["compare"] = {"other_model_sha256": other.card.sha256, **compare(p, theirs)}
         columns["other_prediction"] = prediction_names(theirs)
-    return Study(
+    return Evaluation(
         card=card,
         predictions=p,
         metrics=metrics,
@@ -156,7 +156,7 @@ def _suspects(p: Predictions, columns: _Columns) -> tuple[dict[str, Any], list[d
     return {"method": label_errors.METHOD, "pictures": rows}, found
 
 
-def _duplicates(outcome: Outcome, train_dir: Path | None, settings: Settings) -> dict[str, Any]:
+def _duplicates(outcome: ModelOutputs, train_dir: Path | None, settings: EvaluationSettings) -> dict[str, Any]:
     if train_dir is None:
         return {"checked": False, "pairs": []}
     paths = [outcome.folder / path for path in outcome.paths]
@@ -165,7 +165,7 @@ def _duplicates(outcome: Outcome, train_dir: Path | None, settings: Settings) ->
 
 
 def _unknowns(
-    model: Model, outcome: Outcome, unknown_dir: Path | None, settings: Settings, columns: _Columns
+    model: Model, outcome: ModelOutputs, unknown_dir: Path | None, settings: EvaluationSettings, columns: _Columns
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score test pictures, drawn noise and ``unknown_dir``, and measure how well the scores part them."""
     card = model.card
@@ -198,7 +198,7 @@ def _share(mask: npt.NDArray[np.bool_]) -> float:
     return float(mask.mean()) if len(mask) else 0.0
 
 
-def _outside(model: Model, folder: Path, settings: Settings) -> tuple[list[str], npt.NDArray[np.float32]]:
+def _outside(model: Model, folder: Path, settings: EvaluationSettings) -> tuple[list[str], npt.NDArray[np.float32]]:
     listing = list_images(folder)
     files = [path for path, _ in listing.files]
     names: list[str] = []
@@ -216,7 +216,7 @@ def _outside(model: Model, folder: Path, settings: Settings) -> tuple[list[str],
 
 
 def _robustness(
-    model: Model, test_dir: Path, settings: Settings, p: Predictions, columns: _Columns
+    model: Model, test_dir: Path, settings: EvaluationSettings, p: Predictions, columns: _Columns
 ) -> list[dict[str, Any]]:
     rows = []
     for kind in PERTURBATIONS:
@@ -239,7 +239,7 @@ def _robustness(
     return rows
 
 
-def _other(other: Model, p: Predictions, test_dir: Path, settings: Settings) -> Predictions:
+def _other(other: Model, p: Predictions, test_dir: Path, settings: EvaluationSettings) -> Predictions:
     missing = {p.outcome.classes[i] for i in p.outcome.targets} - set(other.card.class_names)
     if missing:
         raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from objrec.evaluation.calibration import expected_calibration_error, reliability
-from objrec.inference.run_folder import Outcome
+from objrec.inference.run_folder import ModelOutputs
 from objrec.inference.scores import softmax
 
 TOP_K: Final = (2, 3, 5)
@@ -32,7 +32,7 @@ class Predictions:
         correct: (N,).
     """
 
-    outcome: Outcome
+    outcome: ModelOutputs
     temperature: float
     probabilities: npt.NDArray[np.float64]
     preds: npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ class Predictions:
     correct: npt.NDArray[np.bool_]
 
 
-def predictions_of(outcome: Outcome, temperature: float) -> Predictions:
+def predictions_of(outcome: ModelOutputs, temperature: float) -> Predictions:
     """Turn logits into predictions; equal probabilities go to the class that comes first, as everywhere."""
     rows = np.arange(len(outcome.targets))
     probabilities, raw = softmax(outcome.logits, temperature), softmax(outcome.logits)

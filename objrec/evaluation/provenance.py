@@ -13,7 +13,7 @@ from PIL import Image
 
 from objrec.config.errors import UserError
 from objrec.evaluation.metrics import Predictions, wilson
-from objrec.inference.run_folder import Outcome
+from objrec.inference.run_folder import ModelOutputs
 
 SIZES = (64, 128, 256, 512, 1024)  # pixels of the shorter side: the slices of the size
 
@@ -39,7 +39,7 @@ def facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     }
 
 
-def rows_of(outcome: Outcome, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def rows_of(outcome: ModelOutputs, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the manifest row of each test picture, empty where there is none.
 
     A picture is found by the sha256 of its file, or by its name, which begins with that of the original.
@@ -54,7 +54,7 @@ def rows_of(outcome: Outcome, rows: Sequence[Mapping[str, Any]]) -> list[Mapping
     ]
 
 
-def slice_columns(outcome: Outcome, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def slice_columns(outcome: ModelOutputs, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return for each slicing the slice of each picture: ``size``, and ``source`` and ``license`` where known."""
     columns = {"size": [_size_of(outcome, i, row) for i, row in enumerate(rows)]}
     for name in ("source", "license"):
@@ -82,7 +82,7 @@ def _counted(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _size_of(outcome: Outcome, index: int, row: Mapping[str, Any]) -> str:
+def _size_of(outcome: ModelOutputs, index: int, row: Mapping[str, Any]) -> str:
     if row.get("width") and row.get("height"):
         side = min(int(row["width"]), int(row["height"]))
     elif outcome.readable[index]:

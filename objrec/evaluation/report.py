@@ -16,7 +16,7 @@ from typing import Any, Final
 from objrec.evaluation import label_errors, sections
 from objrec.evaluation.compare import differing
 from objrec.evaluation.confusion_chart import draw_confusion_matrix
-from objrec.evaluation.evaluate import Study
+from objrec.evaluation.evaluate import Evaluation
 from objrec.evaluation.files import prediction_rows, write_csv
 from objrec.evaluation.galleries import (
     Card,
@@ -40,7 +40,7 @@ LIBRARIES: Final = ("objrec", "onnxruntime", "numpy", "pillow")
 
 
 def write_report(
-    study: Study,
+    study: Evaluation,
     explainer: Callable[[], Explainer],
     report_dir: Path,
     *,
@@ -67,7 +67,7 @@ def write_report(
 
 
 def _page(
-    study: Study, explainer: Callable[[], Explainer], *, model_dir: Path, train_dir: Path | None, max_pixels: int
+    study: Evaluation, explainer: Callable[[], Explainer], *, model_dir: Path, train_dir: Path | None, max_pixels: int
 ) -> str:
     p, m = study.predictions, study.metrics
     mistakes, rights = surest_mistakes(p, MISTAKES), least_certain_rights(p, UNCERTAIN)
@@ -131,7 +131,7 @@ def _page(
     return template.substitute(title=escape(title), body="\n".join(part for part in body if part))
 
 
-def _about_suspects(study: Study) -> str:
+def _about_suspects(study: Evaluation) -> str:
     count, share = len(study.suspects), 1 - study.metrics["accuracy"]
     text = f"{count:,} in all, the surest first; predictions.csv names them. By {escape(label_errors.METHOD)}."
     if share > DOUBT:
@@ -149,7 +149,7 @@ def _verdict(p: Predictions, i: int, pictures: Mapping[int, str], heats: Mapping
     return Card(i, caption, outcome.paths[i], pictures[i], heats.get(i))
 
 
-def _difference(study: Study, i: int, pictures: Mapping[int, str]) -> Card:
+def _difference(study: Evaluation, i: int, pictures: Mapping[int, str]) -> Card:
     assert study.other is not None
     said = []
     for name, p in (("this", study.predictions), ("other", study.other)):
@@ -179,7 +179,7 @@ def _config(model_dir: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _environment(study: Study) -> dict[str, str]:
+def _environment(study: Evaluation) -> dict[str, str]:
     found = {f"{name} (training)": version for name, version in sorted(study.card.versions.items())}
     for name in LIBRARIES:
         try:
@@ -189,7 +189,7 @@ def _environment(study: Study) -> dict[str, str]:
     return {**found, "Python (evaluation)": ".".join(map(str, sys.version_info[:3]))}
 
 
-def _credits(study: Study, shown: Sequence[int]) -> str:
+def _credits(study: Evaluation, shown: Sequence[int]) -> str:
     """Name creators and licences of the pictures on the page, where the manifest knows them."""
     rows: list[list[Any]] = []
     for i in sorted(shown):

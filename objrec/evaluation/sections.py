@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from objrec.evaluation.charts import Series, confusion_svg, histogram, line_chart, reliability_diagram
-from objrec.evaluation.evaluate import Study
+from objrec.evaluation.evaluate import Evaluation
 from objrec.evaluation.galleries import Card
 from objrec.evaluation.metrics import wilson
 
@@ -38,7 +38,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><tr>{top}{body}</table></div>'
 
 
-def headline(study: Study) -> str:
+def headline(study: Evaluation) -> str:
     """Accuracy with its interval, and the other numbers that people ask for first."""
     m, card = study.metrics, study.card
     low, high = m["confidence_interval"]
@@ -69,7 +69,7 @@ def headline(study: Study) -> str:
     )
 
 
-def problems(study: Study) -> str:
+def problems(study: Evaluation) -> str:
     """Unreadable pictures, files that are no pictures, near-duplicates: what a reader must know before the numbers."""
     m = study.metrics
     parts = []
@@ -100,7 +100,7 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> str:
     return section("training", "Training", f'<div class="columns">{"".join(charts)}</div>' if charts else "")
 
 
-def confusions(study: Study) -> str:
+def confusions(study: Evaluation) -> str:
     """The confusion matrix and the most frequent confusions in words."""
     classes = study.card.class_names
     matrix = np.array(study.metrics["confusion_matrix"]["counts"])
@@ -128,7 +128,7 @@ def confusions(study: Study) -> str:
     )
 
 
-def per_class_bars(study: Study) -> str:
+def per_class_bars(study: Evaluation) -> str:
     """Recall of each class with its interval, the worst first; all numbers in a table below."""
     rows = study.metrics["per_class"]
     tested = sorted((r for r in rows if r["support"]), key=lambda r: (r["recall"], r["class"]))
@@ -162,7 +162,7 @@ def per_class_bars(study: Study) -> str:
     )
 
 
-def calibration(study: Study) -> str:
+def calibration(study: Evaluation) -> str:
     """Reliability diagram, errors before and after."""
     m = study.metrics
     rows = [
@@ -202,7 +202,7 @@ def _figure(card: Card) -> str:
     )
 
 
-def unknowns(study: Study) -> str:
+def unknowns(study: Evaluation) -> str:
     """How well pictures of none of the classes can be told."""
     found, p = study.metrics["unknown"], study.predictions
     if not found["against"]:
@@ -243,7 +243,7 @@ def unknowns(study: Study) -> str:
     )
 
 
-def near_duplicates(study: Study) -> str:
+def near_duplicates(study: Evaluation) -> str:
     """Pairs across train and test: there must be none."""
     found = study.metrics["near_duplicates"]
     if not found["checked"]:
@@ -261,7 +261,7 @@ def near_duplicates(study: Study) -> str:
     )
 
 
-def comparison(study: Study, cards: Sequence[Card]) -> str:
+def comparison(study: Evaluation, cards: Sequence[Card]) -> str:
     """Two models side by side, the paired test and pictures on which they differ."""
     c = study.metrics.get("compare")
     if c is None:
@@ -296,7 +296,7 @@ def comparison(study: Study, cards: Sequence[Card]) -> str:
     )
 
 
-def slices(study: Study) -> str:
+def slices(study: Evaluation) -> str:
     """Accuracy by picture size, source, licence."""
     rows = [
         [
@@ -313,7 +313,7 @@ def slices(study: Study) -> str:
     )
 
 
-def robustness(study: Study) -> str:
+def robustness(study: Evaluation) -> str:
     """Accuracy under blur, noise, JPEG and brightness."""
     rows = study.metrics.get("robustness", [])
     if not rows:
@@ -333,7 +333,7 @@ def robustness(study: Study) -> str:
     )
 
 
-def data_facts(study: Study, train_counts: Mapping[str, int] | None) -> str:
+def data_facts(study: Evaluation, train_counts: Mapping[str, int] | None) -> str:
     """Counts, sources, licences, fingerprints."""
     m = study.metrics
     parts = []
@@ -363,7 +363,7 @@ def data_facts(study: Study, train_counts: Mapping[str, int] | None) -> str:
     )
 
 
-def reproduction(study: Study, config: str, environment: Mapping[str, str]) -> str:
+def reproduction(study: Evaluation, config: str, environment: Mapping[str, str]) -> str:
     """How the model was configured, with what it ran, and the command that gives this report again."""
     flags = [name for name in ("slices", "robustness") if name in study.metrics]
     command = "python -m objrec.evaluate model_dir=MODEL test_dir=TEST" + "".join(f" evaluate.{f}=true" for f in flags)

@@ -52,7 +52,7 @@ class Check:
     original_accuracy: float
 
 
-class Pictures:
+class LabelledImages:
     """Labelled test pictures, decoded anew for each model so that any number of them fits into memory."""
 
     def __init__(self, folder: Path, card: ModelCard, *, batch_size: int, max_pixels: int) -> None:
@@ -105,7 +105,7 @@ def export(
     by_torch = "torch_export" in formats
     original = Predictor.load(model_dir, runtime="torch" if by_torch else "onnxruntime")
     card = original.card
-    pictures = Pictures(test_dir, card, batch_size=batch_size, max_pixels=max_pixels)
+    pictures = LabelledImages(test_dir, card, batch_size=batch_size, max_pixels=max_pixels)
     expected = pictures.logits(original.logits)
     checks = []
     for name in formats:

@@ -27,7 +27,7 @@ DECODED_AHEAD = 3  # batches: enough that the model never waits for a picture, f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ModelOutputs:
     """What a model said to N pictures, in the order of ``objrec.images.image_folder.list_classes``.
 
     Attributes:
@@ -89,7 +89,7 @@ def match_classes(split: Listing, card: ModelCard) -> list[int]:
 
 def run_model(
     folder: Path, card: ModelCard, forward: Forward, *, batch_size: int, max_pixels: int, alter: Alter | None = None
-) -> Outcome:
+) -> ModelOutputs:
     """Decode every picture of ``folder`` and run the model on it.
 
     Args:
@@ -117,7 +117,7 @@ def run_model(
                 reasons[split.names[len(sha256)]] = read.reason
             sha256.append(read.sha256)
             readable.append(read.pixels is not None)
-    return Outcome(
+    return ModelOutputs(
         classes=card.class_names,
         folder=folder,
         paths=split.names,

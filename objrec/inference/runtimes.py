@@ -122,7 +122,7 @@ class OpenVinoSession:
                 **({properties.inference_num_threads: threads * workers} if threads else {}),
             }
             network = steps.build()
-            self._model = _giving_way(lambda: core.compile_model(network, "CPU", options))
+            self._model = _at_low_priority(lambda: core.compile_model(network, "CPU", options))
         except RuntimeError as error:
             raise _not_loaded(model, "OpenVINO", error) from None
         self._own = threading.local()
@@ -134,7 +134,7 @@ class OpenVinoSession:
         return results[0].copy()  # type: ignore[no-any-return]  # the request's own memory is used again
 
 
-def _giving_way(load: Callable[[], T]) -> T:
+def _at_low_priority(load: Callable[[], T]) -> T:
     """Load a model so that the threads that it makes give way to those that feed it.
 
     On Linux a thread has a priority of its own and hands it on to those that it makes: it is lowered in one that ends

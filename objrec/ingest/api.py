@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 from urllib.parse import urlencode
 
-from objrec.ingest.store import Store
+from objrec.ingest.store import WebStore
 from objrec.sources.base import ApiReply, SourceStopped, load_json
 from objrec.web.download import Downloader, Reply
 from objrec.web.failures import FetchError, retry_after
@@ -21,7 +21,9 @@ class StoredApi:
         refresh: ask again even where the store has the answer.
     """
 
-    def __init__(self, downloader: Downloader, store: Store, loop: asyncio.AbstractEventLoop, *, refresh: bool) -> None:
+    def __init__(
+        self, downloader: Downloader, store: WebStore, loop: asyncio.AbstractEventLoop, *, refresh: bool
+    ) -> None:
         self._downloader, self._store, self._loop, self._refresh = downloader, store, loop, refresh
         self._calls: set[Future[Reply]] = set()
         self._closed = False

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 
 from objrec.images.decode import ImageError
 from objrec.ingest.pool import ExaminerDied, ExaminerPool
-from objrec.ingest.selection import Outcome, Selection
-from objrec.ingest.store import Store
+from objrec.ingest.selection import CandidateOutcome, CandidateSelection
+from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate, LocalSource, Source, SourceStopped
 from objrec.sources.licenses import code_of
 from objrec.web.download import Downloader
@@ -68,7 +68,7 @@ class Acquire(Protocol):
 
     ahead: bool
 
-    def __call__(self, candidate: Candidate) -> Coroutine[Any, Any, Outcome]: ...
+    def __call__(self, candidate: Candidate) -> Coroutine[Any, Any, CandidateOutcome]: ...
 
 
 class LocalAcquire:
@@ -82,21 +82,21 @@ class LocalAcquire:
         self._source, self._demands, self._examiners, self._threads = source, demands, examiners, threads
         self.ahead = False
 
-    async def __call__(self, candidate: Candidate) -> Outcome:
+    async def __call__(self, candidate: Candidate) -> CandidateOutcome:
         demands = self._demands
         if refused := demands.refusal(candidate):
-            return Outcome(candidate=candidate, status=refused[0], reason=refused[1])
+            return CandidateOutcome(candidate=candidate, status=refused[0], reason=refused[1])
         read = functools.partial(self._source.read, candidate, max_bytes=demands.max_bytes)
         try:
             data = await asyncio.get_running_loop().run_in_executor(self._threads, read)
             picture = await self._examiners.examine("target", candidate.class_name, data)
         except ImageError as error:
-            return Outcome(candidate=candidate, status=error.status, reason=error.reason)
+            return CandidateOutcome(candidate=candidate, status=error.status, reason=error.reason)
         except ExaminerDied as died:
-            return Outcome(candidate=candidate, status="corrupt", reason=str(died))
+            return CandidateOutcome(candidate=candidate, status="corrupt", reason=str(died))
         if demands.excludes(picture.sha256):
-            return Outcome(candidate=candidate, status="excluded", reason="listed in ingest.exclude")
-        return Outcome(candidate=candidate, picture=picture, exact=True)
+            return CandidateOutcome(candidate=candidate, status="excluded", reason="listed in ingest.exclude")
+        return CandidateOutcome(candidate=candidate, picture=picture, exact=True)
 
 
 class WebAcquire:
@@ -108,22 +108,22 @@ class WebAcquire:
     """
 
     def __init__(
-        self, downloader: Downloader, store: Store, demands: Demands, examiners: ExaminerPool, *, refresh: bool
+        self, downloader: Downloader, store: WebStore, demands: Demands, examiners: ExaminerPool, *, refresh: bool
     ) -> None:
         self._downloader, self._store, self._demands, self._examiners = downloader, store, demands, examiners
         self._refresh = refresh
         self.ahead = True
-        self._running: dict[str, asyncio.Task[Outcome]] = {}
+        self._running: dict[str, asyncio.Task[CandidateOutcome]] = {}
 
-    async def __call__(self, candidate: Candidate) -> Outcome:
+    async def __call__(self, candidate: Candidate) -> CandidateOutcome:
         if refused := self._demands.refusal(candidate):
-            return Outcome(candidate=candidate, status=refused[0], reason=refused[1])
+            return CandidateOutcome(candidate=candidate, status=refused[0], reason=refused[1])
         if (task := self._running.get(candidate.url)) is None:  # two classes may be offered one URL at the same time
             task = self._running[candidate.url] = asyncio.create_task(self._fetch(candidate))
             task.add_done_callback(lambda _: self._running.pop(candidate.url, None))
         found = await asyncio.shield(task)
         return self._judge(
-            Outcome(candidate=candidate, picture=found.picture, status=found.status, reason=found.reason)
+            CandidateOutcome(candidate=candidate, picture=found.picture, status=found.status, reason=found.reason)
         )
 
     async def cancel(self) -> None:
@@ -133,7 +133,7 @@ class WebAcquire:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    async def _fetch(self, candidate: Candidate) -> Outcome:
+    async def _fetch(self, candidate: Candidate) -> CandidateOutcome:
         known = self._store.recall(candidate, retry_transient=self._refresh)
         if known is not None:
             picture = known.picture
@@ -146,17 +146,17 @@ class WebAcquire:
             data = await self._downloader.fetch(candidate.url)
             picture = await self._examiners.examine("store", candidate.url, data)  # which records what came of it
         except ImageError as error:
-            return Outcome(candidate=candidate, status=error.status, reason=error.reason)
+            return CandidateOutcome(candidate=candidate, status=error.status, reason=error.reason)
         except FetchError as error:
             status, reason, transient = error.status, error.reason, error.transient
         except ExaminerDied as died:
             status, reason, transient = "corrupt", str(died), True
         else:
-            return Outcome(candidate=candidate, picture=picture)
+            return CandidateOutcome(candidate=candidate, picture=picture)
         self._store.record(candidate.url, status=status, reason=reason, transient=transient)
-        return Outcome(candidate=candidate, status=status, reason=reason)
+        return CandidateOutcome(candidate=candidate, status=status, reason=reason)
 
-    def _judge(self, outcome: Outcome) -> Outcome:
+    def _judge(self, outcome: CandidateOutcome) -> CandidateOutcome:
         """Apply what may have changed since a picture was fetched."""
         picture = outcome.picture
         if picture is None:
@@ -171,7 +171,7 @@ class WebAcquire:
             status, reason = "too_large", f"{picture.width} x {picture.height} pixels"
         elif picture.size > self._demands.max_bytes:
             status, reason = "too_large", f"{picture.size} bytes"
-        return Outcome(candidate=outcome.candidate, picture=picture, status=status, reason=reason)
+        return CandidateOutcome(candidate=outcome.candidate, picture=picture, status=status, reason=reason)
 
 
 Offer = tuple[Candidate, Acquire]
@@ -182,7 +182,7 @@ class _Begun:
     """A candidate that is being acquired."""
 
     offer: Offer
-    task: asyncio.Task[Outcome]
+    task: asyncio.Task[CandidateOutcome]
 
 
 @dataclass(slots=True)
@@ -213,7 +213,7 @@ class Collector:
 
     def __init__(
         self,
-        selection: Selection,
+        selection: CandidateSelection,
         offers: Mapping[str, Iterator[Offer]],
         *,
         class_timeout: float,

@@ -16,10 +16,10 @@ from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
 from objrec.ingest.collect import Acquire, Collector, Demands, LocalAcquire, offers_of
 from objrec.ingest.pool import ExaminerPool
-from objrec.ingest.progress import Progress, asked, yield_table
+from objrec.ingest.progress import IngestProgress, asked, yield_table
 from objrec.ingest.report import write_attribution, write_report
-from objrec.ingest.selection import Selection, file_of, row_of
-from objrec.ingest.store import Store
+from objrec.ingest.selection import CandidateSelection, file_of, row_of
+from objrec.ingest.store import WebStore
 from objrec.ingest.web import Web, setup_of
 from objrec.sources.base import Candidate, LocalSource, Source
 from objrec.sources.build import build_sources, nodes_of, uses_web
@@ -54,7 +54,7 @@ def build(config: Config, source_path: Path | None, target: Path) -> None:
 
 async def _collect(
     config: Config, source_path: Path | None, target: Path
-) -> tuple[Selection, Sequence[str], list[str], list[Row]]:
+) -> tuple[CandidateSelection, Sequence[str], list[str], list[Row]]:
     """Fill a selection and put the kept images in place.
 
     Returns:
@@ -72,8 +72,8 @@ async def _collect(
         class_names = _class_names(config, sources)
         for name in class_names:
             (target / name).mkdir(exist_ok=True)
-        selection = Selection(class_names, settings.num_images, distance=settings.near_duplicate_bits)
-        progress = stack.enter_context(Progress(selection, class_names, settings.num_images))
+        selection = CandidateSelection(class_names, settings.num_images, distance=settings.near_duplicate_bits)
+        progress = stack.enter_context(IngestProgress(selection, class_names, settings.num_images))
         notes: list[str] = []
 
         def stopped(source: str, reason: str) -> None:
@@ -95,7 +95,7 @@ async def _collect(
     return selection, class_names, notes, [*_untaken(selection, class_names, sources), *_strays(sources)]
 
 
-def _untaken(selection: Selection, class_names: Sequence[str], sources: Sequence[Source]) -> Iterator[Row]:
+def _untaken(selection: CandidateSelection, class_names: Sequence[str], sources: Sequence[Source]) -> Iterator[Row]:
     """Yield a row for each candidate of a source with an end that was not looked at."""
     seen = {(o.candidate.class_name, o.candidate.url) for o, _ in selection.outcomes()}
     for source in sources:
@@ -156,7 +156,7 @@ def _class_names(config: Config, sources: Sequence[Source]) -> Sequence[str]:
     return asked
 
 
-def _place(selection: Selection, target: Path, store: Store | None) -> None:
+def _place(selection: CandidateSelection, target: Path, store: WebStore | None) -> None:
     """Put kept pictures of the store in place, and remove what local sources wrote and is not kept."""
     kept = set()
     for outcome, is_kept in selection.outcomes():
@@ -170,7 +170,7 @@ def _place(selection: Selection, target: Path, store: Store | None) -> None:
                 Path(entry.path).unlink()
 
 
-def _check(selection: Selection, class_names: Sequence[str], config: Config, notes: Sequence[str]) -> None:
+def _check(selection: CandidateSelection, class_names: Sequence[str], config: Config, notes: Sequence[str]) -> None:
     """Raise UserError for each class that ended without any picture."""
     problems = []
     for name in class_names:
@@ -186,7 +186,7 @@ def _check(selection: Selection, class_names: Sequence[str], config: Config, not
         raise UserError([*notes, *problems])
 
 
-def _tell(selection: Selection, class_names: Sequence[str], wanted: int | None) -> None:
+def _tell(selection: CandidateSelection, class_names: Sequence[str], wanted: int | None) -> None:
     """Say on the terminal what was kept; the table only where there is more to say than that all went well."""
     statuses: Mapping[str, Mapping[str, int]] = {name: selection.statuses(name) for name in class_names}
     kept = sum(c.get("kept", 0) for c in statuses.values())

@@ -12,7 +12,7 @@ from objrec.images.hashing import HASHED, hash_picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class ExaminedImage:
     """What is known of bytes that decoded.
 
     Attributes:
@@ -33,7 +33,7 @@ class Picture:
     columns: int
 
 
-def examine(data: bytes, *, max_pixels: int, min_size: int) -> Picture:
+def examine(data: bytes, *, max_pixels: int, min_size: int) -> ExaminedImage:
     """Decode ``data`` to the end and describe it.
 
     A JPEG is read with a reduced inverse transform: every coded bit is still read, so damage shows as at full size.
@@ -49,7 +49,7 @@ def examine(data: bytes, *, max_pixels: int, min_size: int) -> Picture:
         with open_checked(data, max_pixels=max_pixels) as header:
             width, height, kind = *header.size, header.format
     hashes = hash_picture(picture)
-    return Picture(
+    return ExaminedImage(
         sha256=hashlib.sha256(data).hexdigest(),
         size=len(data),
         width=width,

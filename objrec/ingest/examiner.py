@@ -23,7 +23,7 @@ from typing import Any
 from objrec.images.decode import ImageError
 from objrec.ingest.examine import examine
 from objrec.ingest.selection import file_of
-from objrec.ingest.store import Store
+from objrec.ingest.store import WebStore
 from objrec.system.processes import die_with_parent
 
 
@@ -66,9 +66,9 @@ class Examiner:
         return {"picture": asdict(picture)}
 
     @functools.cached_property
-    def _store(self) -> Store:
+    def _store(self) -> WebStore:
         """Opened with the first download: by then the parent has made it."""
-        return Store(Path(self._setup.store), limits=self._setup.limits)
+        return WebStore(Path(self._setup.store), limits=self._setup.limits)
 
 
 def main() -> None:

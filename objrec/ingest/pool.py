@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from objrec.config.environment import child_environment
 from objrec.images.decode import ImageError
-from objrec.ingest.examine import Picture
+from objrec.ingest.examine import ExaminedImage
 from objrec.ingest.examiner import Setup
 from objrec.system.cores import available_cores
 from objrec.system.processes import PARENT
@@ -117,7 +117,7 @@ class ExaminerPool:
             worker.process.kill()
         await asyncio.gather(self._watch, *self._tasks, return_exceptions=True)
 
-    async def examine(self, way: str, name: str, data: bytes) -> Picture:
+    async def examine(self, way: str, name: str, data: bytes) -> ExaminedImage:
         """Examine a picture and write it where ``way`` says (see ``objrec.ingest.examiner``).
 
         Raises:
@@ -136,7 +136,7 @@ class ExaminerPool:
         finally:
             self._hold(-len(data))
         if "picture" in answer:
-            return Picture(**answer["picture"])
+            return ExaminedImage(**answer["picture"])
         if "fault" in answer:
             raise RuntimeError(f"examining {name} failed:\n{answer['fault']}")
         raise ImageError(answer["status"], answer["reason"])

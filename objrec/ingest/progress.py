@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
-from objrec.ingest.selection import Selection
+from objrec.ingest.selection import CandidateSelection
 from objrec.system import progress as pipeline
 
 LINE_EVERY: Final = 10.0  # seconds between lines where there is no terminal
@@ -17,14 +17,14 @@ REPORT_EVERY: Final = 0.05
 RATE_OVER: Final = 20  # decisions that the rate is taken over
 
 
-class Progress:
+class IngestProgress:
     """Shows a selection as it grows; use as a context manager.
 
     Args:
         wanted: images for each class; None: all.
     """
 
-    def __init__(self, selection: Selection, class_names: Sequence[str], wanted: int | None) -> None:
+    def __init__(self, selection: CandidateSelection, class_names: Sequence[str], wanted: int | None) -> None:
         self._selection, self._names, self._wanted = selection, class_names, wanted
         self._times: dict[str, deque[float]] = {n: deque(maxlen=RATE_OVER) for n in class_names}
         self._all: deque[float] = deque(maxlen=200)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from objrec.images.near_duplicates import NearbyIndex
-from objrec.ingest.examine import Picture
+from objrec.ingest.examine import ExaminedImage
 from objrec.sources.base import Candidate
 
 ENDLESS: Final = 1 << 40  # images of a class: more than there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CandidateOutcome:
     """What came of a candidate.
 
     Attributes:
@@ -26,7 +26,7 @@ class Outcome:
     """
 
     candidate: Candidate
-    picture: Picture | None = None
+    picture: ExaminedImage | None = None
     status: str = "ok"
     reason: str | None = None
     exact: bool = False
@@ -41,7 +41,7 @@ class _Entry:
 
     __slots__ = ("counted", "original", "outcome", "place", "rivals")
 
-    def __init__(self, outcome: Outcome, place: int) -> None:
+    def __init__(self, outcome: CandidateOutcome, place: int) -> None:
         self.outcome, self.place = outcome, place
         self.original: _Entry | None = None  # of which it is a duplicate
         self.rivals: list[_Entry] = []  # the same picture in other classes
@@ -60,7 +60,7 @@ class _Entry:
         return "ambiguous" if self.rivals else "kept"
 
 
-class Selection:
+class CandidateSelection:
     """Takes outcomes in the order of each class's candidates and says what is kept and what is still missing.
 
     The result does not depend on how the classes interleave. Within a class an outcome is a duplicate by what came
@@ -81,7 +81,7 @@ class Selection:
         self._exact: dict[str, dict[str, _Entry]] = {}  # sha256 -> class name -> its original there
         self._near: NearbyIndex[_Entry] | None = None if distance is None else NearbyIndex(distance)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: CandidateOutcome) -> None:
         """Take the next outcome of its class."""
         entries = self._entries[outcome.candidate.class_name]
         entry = _Entry(outcome, len(entries))
@@ -100,7 +100,7 @@ class Selection:
         """Counts of what came of the class's candidates so far, by status."""
         return {status: n for status, n in self._statuses[class_name].items() if n}
 
-    def outcomes(self) -> Iterator[tuple[Outcome, bool]]:
+    def outcomes(self) -> Iterator[tuple[CandidateOutcome, bool]]:
         """Yield every outcome, class by class, and whether it is kept."""
         for entries in self._entries.values():
             for entry in entries:
@@ -143,7 +143,7 @@ class Selection:
         counts[entry.counted] += 1
 
 
-def file_of(class_name: str, picture: Picture) -> str:
+def file_of(class_name: str, picture: ExaminedImage) -> str:
     """Where a kept picture lies below the data set's folder."""
     return f"{class_name}/{picture.sha256[:16]}.{picture.extension}"
 
@@ -171,7 +171,7 @@ def _row(entry: _Entry) -> dict[str, Any]:
     return row_of(candidate, picture, status, reason)
 
 
-def row_of(candidate: Candidate, picture: Picture | None, status: str, reason: str | None) -> dict[str, Any]:
+def row_of(candidate: Candidate, picture: ExaminedImage | None, status: str, reason: str | None) -> dict[str, Any]:
     """Return a row of the manifest."""
     return {
         "class": candidate.class_name,

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from objrec.ingest.examine import Picture
-from objrec.ingest.selection import Outcome
+from objrec.ingest.examine import ExaminedImage
+from objrec.ingest.selection import CandidateOutcome
 from objrec.sources.base import Candidate
 
 # transient: 0, or when (in seconds since 1970) what may pass was found; limits: the settings that it holds for
@@ -35,7 +35,7 @@ LASTING: Final = ("ok", *LIMITED, "http_404", "http_410")  # all others may pass
 HOLDS: Final = 3600.0  # seconds that what may pass is remembered
 
 
-class Store:
+class WebStore:
     """A folder with an SQLite file and the pictures. Safe against SIGKILL at any moment, and for several processes.
 
     The outcome of a picture is to be recorded before the picture is written, so that one which is there whole is never
@@ -112,7 +112,7 @@ class Store:
         self,
         url: str,
         *,
-        picture: Picture | None = None,
+        picture: ExaminedImage | None = None,
         status: str = "ok",
         reason: str | None = None,
         transient: bool = False,
@@ -132,7 +132,7 @@ class Store:
             (url, status, reason, since, self._settings_for(status), *values),
         )
 
-    def recall(self, candidate: Candidate, *, retry_transient: bool) -> Outcome | None:
+    def recall(self, candidate: Candidate, *, retry_transient: bool) -> CandidateOutcome | None:
         """Return what is known of a candidate's URL, or None where it must be fetched.
 
         That is so for what other settings made, and for what may have passed.
@@ -150,8 +150,8 @@ class Store:
         if may_pass and (retry_transient or not 0 <= time.time() - since < HOLDS):
             return None
         if sha256 is None:
-            return Outcome(candidate=candidate, status=status, reason=reason)
-        picture = Picture(
+            return CandidateOutcome(candidate=candidate, status=status, reason=reason)
+        picture = ExaminedImage(
             sha256=sha256,
             size=size,
             width=width,
@@ -160,7 +160,7 @@ class Store:
             rows=int(across, 16),
             columns=int(down, 16),
         )
-        return Outcome(candidate=candidate, picture=picture, status=status, reason=reason)
+        return CandidateOutcome(candidate=candidate, picture=picture, status=status, reason=reason)
 
     def _settings_for(self, status: str) -> str | None:
         """The settings under which a status holds; None where it holds under any."""

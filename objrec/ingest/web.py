@@ -16,7 +16,7 @@ from objrec.ingest.api import StoredApi
 from objrec.ingest.collect import Demands, WebAcquire
 from objrec.ingest.examiner import Setup
 from objrec.ingest.pool import ExaminerPool
-from objrec.ingest.store import Store
+from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate, Source
 from objrec.sources.build import host_limits
 from objrec.web.download import Downloader, Limits
@@ -46,7 +46,7 @@ class Web:
         self._downloader = Downloader(limits, contact=settings.contact, host_limits=host_limits(config.source))
         folder, sizes = _store_of(config)
         rules = (limits.robots, limits.allow_private_addresses, limits.timeout, limits.retries, limits.max_wait)
-        self.store = Store(folder, limits=sizes, access=json.dumps([*rules, settings.contact]))
+        self.store = WebStore(folder, limits=sizes, access=json.dumps([*rules, settings.contact]))
         identity = json.dumps([dump(config.source), config.source.endpoint], sort_keys=True, default=str)
         self._identity = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self._acquires: list[WebAcquire] = []
@@ -104,7 +104,7 @@ def _store_of(config: Config) -> tuple[Path, str]:
 
 
 class _Remembering:
-    def __init__(self, source: Source, store: Store, key: str) -> None:
+    def __init__(self, source: Source, store: WebStore, key: str) -> None:
         self._source, self._store, self._key = source, store, key
         self.name = source.name
 

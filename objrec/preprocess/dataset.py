@@ -17,7 +17,7 @@ from objrec.images.raw import SHORT
 from objrec.preprocess.crop import Crop, crop_numbered
 from objrec.preprocess.leakage_report import write_report
 from objrec.preprocess.pool import FilePool, Lost
-from objrec.preprocess.selection import Picture, Selection, count_leakage, list_left_out, select
+from objrec.preprocess.selection import CroppedImage, Selection, count_leakage, list_left_out, select
 from objrec.preprocess.split import SPLITS, assign_splits
 from objrec.system.cores import available_cores
 from objrec.system.progress import note, report
@@ -114,7 +114,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{'class' if len(names) == 1 else 'classes'} {', '.join(names[:5])}{more}"
 
 
-def _crop_all(config: Config, listing: Listing, scratch: Path) -> Iterator[Picture]:
+def _crop_all(config: Config, listing: Listing, scratch: Path) -> Iterator[CroppedImage]:
     """Crop every file into ``scratch``, under its number; yield what is known of them in order."""
     names = listing.names
     settings = config.preprocess
@@ -134,14 +134,14 @@ def _crop_all(config: Config, listing: Listing, scratch: Path) -> Iterator[Pictu
     for index, (name, target, crop) in enumerate(zip(names, listing.targets, found, strict=True)):
         assert crop is not None
         file = shown(name.partition("/")[2])
-        yield Picture(class_name=listing.classes[target], file=file, scratch=scratch, number=index, crop=crop)
+        yield CroppedImage(class_name=listing.classes[target], file=file, scratch=scratch, number=index, crop=crop)
 
 
-def _file_name(picture: Picture) -> str:
+def _file_name(picture: CroppedImage) -> str:
     return f"{picture.sha256[:20]}.jpg"
 
 
-def write_split(folder: Path, pictures: Sequence[Picture], about: Mapping[str, Any]) -> None:
+def write_split(folder: Path, pictures: Sequence[CroppedImage], about: Mapping[str, Any]) -> None:
     """Move the crops to ``<class>/<name>.jpg`` and write ``split.json``."""
     counts = Counter(p.class_name for p in pictures)
     for name in counts:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from objrec.images.decode import decode
-from objrec.preprocess.selection import Picture, Selection
+from objrec.preprocess.selection import CroppedImage, Selection
 from objrec.preprocess.split import Assignment
 
 SHOWN: Final = 24  # sets of pictures in each section
@@ -40,7 +40,7 @@ LABELS: Final = {
     "near_duplicates_in_groups_across_classes": "pictures in those",
     "near_duplicates_left_out": "pictures left out because a look-alike belongs to another split",
 }
-Told = tuple[Picture, str, bool]  # a picture, what is said of it, and whether it is kept
+Told = tuple[CroppedImage, str, bool]  # a picture, what is said of it, and whether it is kept
 
 
 def write_report(path: Path, selection: Selection, assigned: Assignment, counts: Mapping[str, int]) -> None:
@@ -102,7 +102,7 @@ def _set(pictures: Iterable[Told]) -> str:
     return f"<div class=set>{figures}{more}</div>"
 
 
-def _figure(picture: Picture, said: str, kept: bool) -> str:
+def _figure(picture: CroppedImage, said: str, kept: bool) -> str:
     return (
         f'<figure><img alt="{_e(picture.name)}" loading="lazy" src="{_thumbnail(picture.place)}"><figcaption>'
         f"{_e(picture.name)} <span class={'in' if kept else 'out'}>{_e(said)}</span></figcaption></figure>"

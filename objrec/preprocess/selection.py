@@ -12,7 +12,7 @@ from objrec.preprocess.split import Assignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class CroppedImage:
     """A file of the raw data set.
 
     Attributes:
@@ -59,16 +59,16 @@ class Selection:
         unusable: rows of files without a picture: class, file, reason.
     """
 
-    kept: list[Picture] = field(default_factory=list)
-    repeats: list[tuple[Picture, Picture]] = field(default_factory=list)
-    ambiguous: list[list[Picture]] = field(default_factory=list)
+    kept: list[CroppedImage] = field(default_factory=list)
+    repeats: list[tuple[CroppedImage, CroppedImage]] = field(default_factory=list)
+    ambiguous: list[list[CroppedImage]] = field(default_factory=list)
     unusable: list[dict[str, str]] = field(default_factory=list)
 
 
-def select(files: Iterable[Picture]) -> Selection:
+def select(files: Iterable[CroppedImage]) -> Selection:
     """Keep one of each picture, none of those found under two classes."""
     found = Selection()
-    by_content: dict[str, list[Picture]] = defaultdict(list)
+    by_content: dict[str, list[CroppedImage]] = defaultdict(list)
     for picture in files:
         if picture.crop.problem:
             found.unusable.append(_row(picture, picture.crop.problem))
@@ -112,5 +112,5 @@ def count_leakage(selection: Selection, assigned: Assignment) -> dict[str, int]:
     }
 
 
-def _row(picture: Picture, reason: str) -> dict[str, str]:
+def _row(picture: CroppedImage, reason: str) -> dict[str, str]:
     return {"class": picture.class_name, "file": picture.file, "reason": reason}

@@ -35,7 +35,7 @@ FEW: Final = 8  # images expected in a class's smallest split, under which chanc
 Ints = npt.NDArray[np.int64]
 
 
-class Picture(Protocol):
+class HashedImage(Protocol):
     """What a place depends on: see ``objrec.images.hashing`` for the hashes."""
 
     @property
@@ -68,7 +68,7 @@ class Assignment:
 
 
 def assign_splits(
-    pictures: Sequence[Picture], *, shares: Sequence[float], seed: int, distance: int | None, exact: bool = False
+    pictures: Sequence[HashedImage], *, shares: Sequence[float], seed: int, distance: int | None, exact: bool = False
 ) -> Assignment:
     """Assign every picture to a split.
 
@@ -98,7 +98,7 @@ def assign_splits(
 
 
 def _assign(
-    pictures: Sequence[Picture],
+    pictures: Sequence[HashedImage],
     places: Sequence[float],
     shares: Sequence[float],
     units: _Units,
@@ -141,7 +141,7 @@ class _Units:
         codes: of each unit.
     """
 
-    def __init__(self, pictures: Sequence[Picture], *, grouped: bool) -> None:
+    def __init__(self, pictures: Sequence[HashedImage], *, grouped: bool) -> None:
         number: dict[int | str, int] = {}
         self.codes: list[int] = []
         self.of = np.empty(len(pictures), dtype=np.int64)
@@ -189,7 +189,7 @@ class _Units:
         return unit
 
 
-def _place(picture: Picture, seed: int, *, grouped: bool) -> float:
+def _place(picture: HashedImage, seed: int, *, grouped: bool) -> float:
     """Map a picture to [0, 1), uniformly over hashes and for ever the same."""
     alone = not grouped or is_featureless(picture.code)
     return _position(picture.sha256 if alone else f"{picture.coarse:06x}", seed)
@@ -200,7 +200,7 @@ def _position(text: str, seed: int) -> float:
 
 
 def _exactly(
-    pictures: Sequence[Picture], places: Sequence[float], groups: Iterable[Sequence[int]], shares: Sequence[float]
+    pictures: Sequence[HashedImage], places: Sequence[float], groups: Iterable[Sequence[int]], shares: Sequence[float]
 ) -> list[str]:
     """Fill each class's exact counts: whole groups first, the largest before the others, then pictures on their own.
 
@@ -243,7 +243,7 @@ def _counts(count: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def _lacking(pictures: Sequence[Picture], splits: Sequence[str | None]) -> dict[str, str]:
+def _lacking(pictures: Sequence[HashedImage], splits: Sequence[str | None]) -> dict[str, str]:
     """Return the classes with no image in some split, and its name."""
     found: dict[str, set[str | None]] = defaultdict(set)
     for picture, split in zip(pictures, splits, strict=True):
@@ -251,7 +251,7 @@ def _lacking(pictures: Sequence[Picture], splits: Sequence[str | None]) -> dict[
     return {name: next(s for s in SPLITS if s not in has) for name, has in sorted(found.items()) if {*SPLITS} - has}
 
 
-def _refuse_small_classes(pictures: Sequence[Picture], splits: Sequence[str | None]) -> None:
+def _refuse_small_classes(pictures: Sequence[HashedImage], splits: Sequence[str | None]) -> None:
     kept = Counter(p.class_name for p, split in zip(pictures, splits, strict=True) if split is not None)
     poor = [
         f"class '{name}' has {kept[name]} distinct images"

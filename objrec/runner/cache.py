@@ -33,7 +33,7 @@ class Entry:
     digests: dict[str, str]  # content of each output: file names and bytes, not times
 
 
-class Store:
+class StepCache:
     """Outputs by step and key under one folder. Safe for several processes at once and against a kill at any moment."""
 
     def __init__(self, root: Path) -> None:

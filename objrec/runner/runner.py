@@ -19,7 +19,7 @@ from typing import Any, Literal
 from objrec.config.environment import child_environment
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
-from objrec.runner.cache import Entry, Store
+from objrec.runner.cache import Entry, StepCache
 from objrec.runner.display import Display
 from objrec.runner.given import inputs_of, steps_given
 from objrec.steps.base import Step, lookup, restrict
@@ -197,7 +197,7 @@ class _Runner:
         self.run_dir = run_dir
         self.display = display
         cache = Path(config.cache_dir)
-        self.store = Store(cache)
+        self.store = StepCache(cache)
         self.sources = SourceIndex(cache / "sources.json")
         self.available: dict[str, tuple[Path, str | None]] = {}  # port -> where it lies, content digest
 

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 import objrec
 from objrec.config.errors import UserError
 from objrec.serving.keys import check_key
-from objrec.serving.middleware import Observed
+from objrec.serving.middleware import RequestObserver
 from objrec.serving.open_inference import add_open_inference
 from objrec.serving.request import Answer, RequestError
 from objrec.serving.schemas import PROBLEMS, Version
@@ -65,7 +65,7 @@ def create_app(state: State) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=state.settings.cors, allow_methods=["POST"], allow_headers=["*"]
         )
-    app.add_middleware(Observed, state=state)
+    app.add_middleware(RequestObserver, state=state)
     add_open_inference(app, state)
     _add_page(app, "/", "page.html")
     _add_page(app, "/docs", "docs.html")

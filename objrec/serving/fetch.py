@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from objrec.serving.request import RequestError, too_large
-from objrec.serving.settings import Settings
+from objrec.serving.settings import ServiceSettings
 from objrec.web.download import Downloader, Limits
 from objrec.web.failures import FetchError
 
@@ -21,7 +21,7 @@ UNSAID = {  # by status: a client is not to learn from errors which names and ad
 }
 
 
-async def fetch(url: str, settings: Settings) -> bytes:
+async def fetch(url: str, settings: ServiceSettings) -> bytes:
     """Return what is behind ``url``: http(s) only, to public addresses, bounded in bytes and time, tried once.
 
     Raises:

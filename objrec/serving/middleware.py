@@ -21,7 +21,7 @@ QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 
 
-class Observed:
+class RequestObserver:
     """ASGI middleware. A client's ``X-Request-ID`` is kept where it is harmless, else one is made."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:

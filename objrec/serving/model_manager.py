@@ -21,7 +21,7 @@ from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
 from objrec.serving.metrics import Metrics
 from objrec.serving.scheduler import Batcher
-from objrec.serving.settings import Settings
+from objrec.serving.settings import ServiceSettings
 from objrec.system.cores import available_cores
 from objrec.system.files import file_sha256
 
@@ -43,7 +43,7 @@ class Loaded:
         return self.predictor.card.sha256
 
 
-class LiveModels:
+class ModelManager:
     """Follows the registry's production alias, or holds one model folder.
 
     The alias is the truth: ``follow`` loads what it names, beside the model that serves, and moves ``current`` in one
@@ -51,7 +51,7 @@ class LiveModels:
     """
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, *, taken_up: Callable[[Loaded], None] = lambda _: None
+        self, settings: ServiceSettings, metrics: Metrics, *, taken_up: Callable[[Loaded], None] = lambda _: None
     ) -> None:
         self.settings = settings
         self.metrics = metrics

@@ -18,7 +18,7 @@ import objrec
 from objrec.serving import request as handler
 from objrec.serving.keys import check_key
 from objrec.serving.request import MAX_IMAGES, Answer, RequestError, Upload, Uploads
-from objrec.serving.schemas import PROBLEMS, Problem, Wishes
+from objrec.serving.schemas import PROBLEMS, Problem, ScoreQuery
 from objrec.serving.score_route import Request as Scoring
 from objrec.serving.score_route import read_body
 
@@ -117,7 +117,7 @@ async def _infer(state: State, request: Request, name: str, version: str) -> dic
         body = await read_body(request.receive, headers, state, held)
         asked, uploads = read(body, headers.get(HEADER_LENGTH.encode(), b""), max_bytes=state.settings.max_bytes)
         del body
-        every = Wishes(top_k=len(loaded.predictor.card.class_names))
+        every = ScoreQuery(top_k=len(loaded.predictor.card.class_names))
         scoring = Scoring(state, loaded, uploads, None, every, request.state.made_id)
         answer = await scoring.answer()
     request.state.fields.update(scoring.log_fields(answer))

@@ -65,14 +65,14 @@ TopK = Annotated[int | None, Field(ge=1, le=MAX_TOP_K, description="how many lab
 Unknown = Annotated[bool, Field(description="whether to answer with no label for a picture of none of the classes")]
 
 
-class Wishes(BaseModel):
+class ScoreQuery(BaseModel):
     """The parameters of a scoring request's address."""
 
     top_k: TopK = None
     unknown: Unknown = False
 
 
-Asked = Annotated[Wishes, Query()]
+ScoreQueryParams = Annotated[ScoreQuery, Query()]
 BASE64 = {
     "type": "string",
     "contentEncoding": "base64",

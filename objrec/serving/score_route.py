@@ -20,7 +20,7 @@ from objrec.serving import request as handler
 from objrec.serving.keys import check_key
 from objrec.serving.memory import FREE, largest_body
 from objrec.serving.request import Answer, RequestError, Upload, Uploads
-from objrec.serving.schemas import BODY, PROBLEMS, Asked, Score, Scores, Wishes
+from objrec.serving.schemas import BODY, PROBLEMS, Score, ScoreQuery, ScoreQueryParams, Scores
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_URL_BODY = 16384  # of a JSON object that holds an address
 HEAVY_PIXELS = 6_000_000  # above it an image takes a tenth of a second or more
 WAIT_PART = 0.5  # of the time for a body to arrive may go by until there is memory for it
-NO_WISHES = Wishes()
+NO_WISHES = ScoreQuery()
 
 
 def add_score_route(app: FastAPI, state: State) -> None:
@@ -45,7 +45,7 @@ def add_score_route(app: FastAPI, state: State) -> None:
     @app.post(
         "/score", response_model=Score | Scores, responses=PROBLEMS, openapi_extra=BODY, summary="Classify a picture"
     )
-    async def score(wishes: Asked) -> None:
+    async def score(wishes: ScoreQueryParams) -> None:
         """Send the image as it is, as base64 in JSON, or as the file of a form; the last two may hold several."""
 
     app.add_middleware(Shortcut, state=state)
@@ -110,7 +110,7 @@ class Request:
     """
 
     def __init__(
-        self, state: State, loaded: Loaded, given: bytes | Uploads, kind: str | None, wishes: Wishes, made_id: str
+        self, state: State, loaded: Loaded, given: bytes | Uploads, kind: str | None, wishes: ScoreQuery, made_id: str
     ) -> None:
         self.state, self.loaded, self.given, self.kind = state, loaded, given, kind
         self.wishes, self.made_id = wishes, made_id
@@ -170,11 +170,11 @@ class Request:
         return answer
 
 
-def _wishes(query: bytes) -> Wishes:
+def _wishes(query: bytes) -> ScoreQuery:
     if not query:
         return NO_WISHES
     try:
-        return Wishes.model_validate(dict(QueryParams(query)))
+        return ScoreQuery.model_validate(dict(QueryParams(query)))
     except ValidationError as error:
         first: Any = error.errors()[0]
         raise RequestError(422, "invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -21,7 +21,7 @@ from objrec.serving import logs
 from objrec.serving.app import create_app
 from objrec.serving.http_protocol import Limits, protocol
 from objrec.serving.memory import return_large_blocks
-from objrec.serving.settings import Settings
+from objrec.serving.settings import ServiceSettings
 from objrec.serving.state import State
 
 logger = logging.getLogger(logs.LOGGER)
@@ -32,7 +32,7 @@ OTHER_FILES = 150  # descriptors kept for models, logs and connections that are 
 KEEP_ALIVE = 30  # seconds that an idle connection is kept
 
 
-def run_in_foreground(settings: Settings) -> None:
+def run_in_foreground(settings: ServiceSettings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises UserError when there is no model or the address cannot be had."""
     state = State(settings)
     state.models.follow()

@@ -13,7 +13,7 @@ from objrec.serving.keys import read_keys
 LOADING = "the model is being loaded"  # what /readyz answers until there is a model or a reason why not
 
 
-class Settings(BaseModel):
+class ServiceSettings(BaseModel):
     """The ``serve`` section and what surrounds it. ``keys`` are secrets: they travel over a pipe."""
 
     model_config = ConfigDict(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from objrec.inference.runtimes import callers
 from objrec.serving.memory import Memory, largest_body
 from objrec.serving.metrics import Metrics
-from objrec.serving.model_manager import LiveModels, Loaded
+from objrec.serving.model_manager import Loaded, ModelManager
 from objrec.serving.request import RequestError
 from objrec.serving.scheduler import Scheduler
-from objrec.serving.settings import LOADING, Settings
+from objrec.serving.settings import LOADING, ServiceSettings
 
 HEAVY_PART = 3  # of the threads may be at work on very large images, so that they leave cores to the others
 
@@ -25,7 +25,7 @@ class State:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServiceSettings,
         *,
         instance: str = "",
         token: str = "",
@@ -38,7 +38,7 @@ class State:
         self.scheduler = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)
         self.heavy = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)  # for very large images
         self.memory = Memory(settings.memory, max_body=largest_body(settings.max_bytes))
-        self.models = LiveModels(settings, self.metrics, taken_up=self._fit)
+        self.models = ModelManager(settings, self.metrics, taken_up=self._fit)
 
     def _fit(self, loaded: Loaded) -> None:
         """Have as many threads as this model needs to be kept busy."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from objrec.config.errors import UserError
-from objrec.config.schema import Source as SourceConfig
+from objrec.config.schema import SourceSection as SourceConfig
 from objrec.sources.base import Source
 
 

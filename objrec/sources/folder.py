@@ -24,7 +24,7 @@ METHODS: Final = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 97: "WavPack", 98: 
 SPLITS: Final = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
-class Store(Protocol):
+class Members(Protocol):
     """Named members with their sizes in bytes, and a way to read one."""
 
     sizes: dict[str, int]
@@ -214,7 +214,7 @@ class _Limits:
             self.refuse(f"unpacked it has more than {self._max_bytes} bytes (source.max_unpacked_bytes)")
 
 
-def _open(path: Path, max_entries: int, max_bytes: int) -> Store:
+def _open(path: Path, max_entries: int, max_bytes: int) -> Members:
     if not path.exists():
         raise UserError(f"source.path={path}: there is no such file or folder")
     if path.is_dir():

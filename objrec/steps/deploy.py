@@ -196,9 +196,9 @@ def _stay(
 
 
 def _settings(config: Config, registry: FolderRegistry):  # type: ignore[no-untyped-def]
-    from objrec.serving.settings import Settings
+    from objrec.serving.settings import ServiceSettings
 
-    return Settings.of(config, registry_dir=str(registry.root)) if config.deploy.start else None
+    return ServiceSettings.of(config, registry_dir=str(registry.root)) if config.deploy.start else None
 
 
 def _write(

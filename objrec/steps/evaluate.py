@@ -32,7 +32,7 @@ ACCURACY_KEYS = (
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
     """Measure the model on test pictures and write the accuracy and a report."""
-    from objrec.evaluation.evaluate import Settings, conduct
+    from objrec.evaluation.evaluate import EvaluationSettings, conduct
     from objrec.evaluation.heatmaps import make_explainer
     from objrec.evaluation.report import write_report
     from objrec.inference.predictor import Predictor
@@ -43,7 +43,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     # a thread a picture wastes less than threads that wait for each other at every layer
     load = partial(Predictor.load, runtime=runtime, threads=1, workers=available_cores())
     preprocessing = ModelCard.load(inputs["model_dir"]).preprocessing
-    settings = Settings(
+    settings = EvaluationSettings(
         batch_size=config.evaluate.batch_size,
         max_pixels=config.images.max_pixels,
         near_duplicate_bits=config.images.near_duplicate_bits,

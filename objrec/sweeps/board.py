@@ -11,7 +11,7 @@ from typing import IO, Any
 from objrec.config.load import dump, load_config
 from objrec.config.schema import Config
 from objrec.runner.display import Display
-from objrec.sweeps.trial import Result, Trial, stored_trials
+from objrec.sweeps.trial import Trial, TrialResult, stored_trials
 
 SHOWN = 15  # rows of the table on the terminal; the file has all
 
@@ -26,7 +26,7 @@ class TrialDisplay(Display):
         self._metric = metric
         self._best: float | None = None
 
-    def ended(self, trial: Trial, result: Result) -> None:
+    def ended(self, trial: Trial, result: TrialResult) -> None:
         """Tell what became of a trial."""
         value = result.metrics.get(self._metric)
         text = f"{trial.name}: {result.status}" + (f" ({result.reason})" if result.reason else "")
@@ -53,7 +53,7 @@ def leaderboard(folder: Path, metric: str, identity: str) -> list[Row]:
         if stored["identity"] != identity:
             continue
         place = folder / str(number)
-        result = Result.load(place) or Result(status="failed", reason="has not ended")
+        result = TrialResult.load(place) or TrialResult(status="failed", reason="has not ended")
         model = place / "model"
         rows.append(
             {

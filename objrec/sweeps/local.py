@@ -22,7 +22,7 @@ from typing import Any
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.runner.display import Display
-from objrec.sweeps.trial import Result, Trial
+from objrec.sweeps.trial import Trial, TrialResult
 from objrec.sweeps.trial_run import run_trial
 from objrec.system.cores import available_cores
 from objrec.system.progress import CHANNEL
@@ -68,7 +68,7 @@ class Lanes:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
 
-    def run(self, next_trial: Callable[[], Trial | None], tell: Callable[[Trial, Result], None]) -> None:
+    def run(self, next_trial: Callable[[], Trial | None], tell: Callable[[Trial, TrialResult], None]) -> None:
         """Run what ``next_trial`` gives until it gives None; both functions are called by one thread at a time.
 
         Interrupted, it lets the running trials save themselves and leaves them without a result.
@@ -105,7 +105,7 @@ class Lanes:
         if faults:
             raise faults[0]
 
-    def _run_one(self, trial: Trial, lane: int) -> Result | None:
+    def _run_one(self, trial: Trial, lane: int) -> TrialResult | None:
         """Run a trial to its end; None where it was interrupted and is to be carried on another time."""
         began = time.monotonic()
         self.display.start(trial.name, " ".join(trial.words))
@@ -125,12 +125,12 @@ class Lanes:
         finally:
             self._running.discard(process)
             ours.close()
-        result = Result.load(trial.folder)
+        result = TrialResult.load(trial.folder)
         if result is None and not self._stopping.is_set():
             status = process.exitcode or 0
             how = f"was killed by signal {-status}" if status < 0 else "ended without a result"
             reason = how if in_time else f"took longer than sweep.trial_timeout={self.timeout:g} s"
-            result = Result(status="failed", seconds=round(time.monotonic() - began, 3), reason=reason)
+            result = TrialResult(status="failed", seconds=round(time.monotonic() - began, 3), reason=reason)
             result.save(trial.folder)
         return result
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.config.search_space import Dimension, combinations
-from objrec.sweeps.trial import Result, Trial, stored_trials
+from objrec.sweeps.trial import Trial, TrialResult, stored_trials
 from objrec.system.files import read_json, write_json
 
 
@@ -22,7 +22,7 @@ class Plan(Protocol):
     def next(self) -> Trial | None:
         """Return a trial to run, or None when there is none left."""
 
-    def tell(self, trial: Trial, result: Result) -> None:
+    def tell(self, trial: Trial, result: TrialResult) -> None:
         """Take note of a trial's end."""
 
 
@@ -41,7 +41,7 @@ class Grid:
             trial = Trial(
                 number=number, folder=folder / str(number), fixed=tuple(fixed), values=values, identity=identity
             )
-            result = Result.load(trial.folder) if mark in known else None
+            result = TrialResult.load(trial.folder) if mark in known else None
             if result is not None and result.status == "finished":
                 done += 1
             else:
@@ -52,7 +52,7 @@ class Grid:
     def next(self) -> Trial | None:
         return _begin(self._left.pop(0)) if self._left else None
 
-    def tell(self, trial: Trial, result: Result) -> None:
+    def tell(self, trial: Trial, result: TrialResult) -> None:
         """A grid learns nothing."""
 
 
@@ -70,7 +70,7 @@ class Sampled:
         self._cut: list[Trial] = []
         for number, values in self._study.running():
             trial = self._trial(number, values)
-            if (result := Result.load(trial.folder)) is not None:
+            if (result := TrialResult.load(trial.folder)) is not None:
                 self.tell(trial, result)  # the sweep was killed between the trial's end and this
             else:
                 self._cut.append(trial)
@@ -86,7 +86,7 @@ class Sampled:
             return None
         return _begin(self._trial(*self._study.ask()))
 
-    def tell(self, trial: Trial, result: Result) -> None:
+    def tell(self, trial: Trial, result: TrialResult) -> None:
         self._study.tell(trial.number, result, self._sweep.metric)
 
     def _trial(self, number: int, values: dict[str, str]) -> Trial:

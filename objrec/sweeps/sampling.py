@@ -10,7 +10,7 @@ from typing import Any
 
 from objrec.config.schema import Sweep
 from objrec.config.search_space import Choice, Dimension
-from objrec.sweeps.trial import Pruned, Result
+from objrec.sweeps.trial import Pruned, TrialResult
 
 JOURNAL = "study.journal"  # a line for each event: survives a kill, and several processes may write
 SLACK = 0.1  # of "bandit", as in the cloud: what is worse than the best by more than this share is stopped
@@ -50,7 +50,7 @@ class Study:
         trial = self._study.ask(self._distributions)
         return trial.number, _words(trial.params)
 
-    def tell(self, number: int, result: Result, metric: str) -> None:
+    def tell(self, number: int, result: TrialResult, metric: str) -> None:
         """Record what became of a trial."""
         from optuna.trial import TrialState
 

@@ -25,7 +25,7 @@ from objrec.config.load import load_config
 from objrec.config.schema import Config
 from objrec.config.search_space import Dimension
 from objrec.images.image_folder import fingerprint
-from objrec.runner.cache import Store
+from objrec.runner.cache import StepCache
 from objrec.runner.runner import forget_run
 from objrec.runner.train import data_dirs
 from objrec.steps.base import lookup
@@ -33,7 +33,7 @@ from objrec.steps.keys import settings_read
 from objrec.sweeps import board
 from objrec.sweeps.local import Lanes, gpus
 from objrec.sweeps.plan import Grid, Plan, Sampled
-from objrec.sweeps.trial import Result, Trial
+from objrec.sweeps.trial import Trial, TrialResult
 from objrec.system.cores import available_cores
 from objrec.system.files import lock
 from objrec.system.outputs import claim
@@ -163,11 +163,11 @@ def _identity(config: Config, data: Mapping[str, Path] | None) -> str:
     dirs = {k: data[k] for k in ("train_dir", "valid_dir")} if data is not None else {}
     places = {k: fingerprint(path) if given else str(path) for k, path in dirs.items()}
     if data is None:  # each trial builds its own from the same files
-        store = Store(Path(config.cache_dir))
+        store = StepCache(Path(config.cache_dir))
         keys = ("raw_data_dir", "source.path")
         places = {k: store.fingerprint(Path(v)) for k in keys if (v := lookup(config, k)) is not None}
     if config.backbone.weights is not None:
-        places["weights"] = Store(Path(config.cache_dir)).fingerprint(Path(config.backbone.weights))
+        places["weights"] = StepCache(Path(config.cache_dir)).fingerprint(Path(config.backbone.weights))
     settings = {step.name: settings_read(step, config) for step in load_steps(STEPS)}
     told = {"settings": settings, "data": places}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
@@ -180,7 +180,7 @@ def run_here(trials: Plan, config: Config, folder: Path, **options: Any) -> None
     lanes = min(most, places or available_cores())
     with (folder / "sweep.log").open("a") as log, board.TrialDisplay(log, config.sweep.metric) as display:
 
-        def tell(trial: Trial, result: Result) -> None:
+        def tell(trial: Trial, result: TrialResult) -> None:
             trials.tell(trial, result)
             display.ended(trial, result)
 
@@ -204,13 +204,13 @@ def run_there(trials: Plan, launcher: Any, config: Config) -> None:
             print(f"the launcher stopped: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         again: list[Trial] = []
         for trial in queue:
-            result = Result.load(trial.folder)
+            result = TrialResult.load(trial.folder)
             attempts[trial.number] = attempts.get(trial.number, 0) + (trial.folder / ".hydra").exists()
             if result is None and attempts[trial.number] < ATTEMPTS:
                 again.append(trial)
                 continue
             if result is None:
-                result = Result(status="failed", reason="its process was killed")
+                result = TrialResult(status="failed", reason="its process was killed")
                 result.save(trial.folder)
             trials.tell(trial, result)
         if len(again) == len(queue) and not any(attempts[t.number] for t in queue):

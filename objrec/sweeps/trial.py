@@ -57,7 +57,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class TrialResult:
     """What became of a trial: ``metrics`` are those of its best epoch; of a pruned one those of its last."""
 
     status: Status
@@ -70,7 +70,7 @@ class Result:
         write_json(folder / "result.json", asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> Result | None:
+    def load(cls, folder: Path) -> TrialResult | None:
         data = read_json(folder / "result.json")
         return None if data is None else cls(**data)
 

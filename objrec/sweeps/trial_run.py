@@ -13,10 +13,10 @@ from typing import Any
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
 from objrec.runner.train import train
-from objrec.sweeps.trial import Pruned, Result
+from objrec.sweeps.trial import Pruned, TrialResult
 
 
-def run_trial(config: Config | UserError, overrides: Sequence[str], folder: Path) -> Result:
+def run_trial(config: Config | UserError, overrides: Sequence[str], folder: Path) -> TrialResult:
     """Train in a sweep's trial folder and leave ``result.json`` there, whatever happens but a kill or Ctrl-C."""
     from objrec.training.callbacks.trial_report import report_epochs_to
 
@@ -26,20 +26,20 @@ def run_trial(config: Config | UserError, overrides: Sequence[str], folder: Path
             raise config
         with report_epochs_to(_listener(config, folder)):
             card = train(config, overrides=overrides, run_dir=folder)
-        result = Result(status="finished", metrics=card.metrics, seconds=_since(began))
+        result = TrialResult(status="finished", metrics=card.metrics, seconds=_since(began))
     except Pruned as told:
         print(told)
         shutil.rmtree(folder / "model" / "training" / "checkpoints", ignore_errors=True)
         metrics = {"epoch": float(told.epoch), **told.metrics}
-        result = Result(status="pruned", metrics=metrics, seconds=_since(began), reason=str(told))
+        result = TrialResult(status="pruned", metrics=metrics, seconds=_since(began), reason=str(told))
     except UserError as error:
         for message in error.messages:
             print(f"error: {message}", file=sys.stderr)
-        result = Result(status="failed", seconds=_since(began), reason=error.messages[0])
+        result = TrialResult(status="failed", seconds=_since(began), reason=error.messages[0])
     except Exception as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        result = Result(status="failed", seconds=_since(began), reason=reason)
+        result = TrialResult(status="failed", seconds=_since(began), reason=reason)
     result.save(folder)
     return result
 

@@ -22,7 +22,7 @@ from objrec.datamodules.sampling import InOrder
 from objrec.training.callbacks.history import not_logged, was_validated
 from objrec.training.callbacks.progressive_resize import ProgressiveResize
 from objrec.training.finetuning import Freeze, parameter_groups
-from objrec.training.instantiate import construct
+from objrec.training.instantiate import instantiate
 from objrec.training.schedulers import momentum_cycle
 
 LOWER_IT = "lower train.learning_rate, set train.gradient_clip=1, or compute.precision=32"
@@ -237,7 +237,7 @@ class Classifier(L.LightningModule):
             layer_decay=self.layer_decay,
             decay_norms=self.decay_norms,
         )
-        return construct(node.pop("_target_"), node, "optimizer", groups)  # type: ignore[no-any-return]
+        return instantiate(node.pop("_target_"), node, "optimizer", groups)  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
@@ -252,7 +252,7 @@ class Classifier(L.LightningModule):
             options["max_lr"] = [group["lr"] * scale for group in optimizer.param_groups]
         if target.endswith("OneCycleLR"):
             options = {**momentum_cycle(optimizer, options.pop("momentum_swing", 0.0)), **options}
-        scheduler = construct(target, options, "scheduler", optimizer)
+        scheduler = instantiate(target, options, "scheduler", optimizer)
         entry = {"scheduler": scheduler, "interval": interval, **({"monitor": monitor} if monitor else {})}
         if isinstance(scheduler, ReduceLROnPlateau):
             entry["frequency"] = NEVER

@@ -43,10 +43,10 @@ from objrec.training.callbacks.trial_report import TrialReport
 from objrec.training.classifier import Classifier, Diverged
 from objrec.training.display.batch_preview import FirstBatch
 from objrec.training.display.loggers import make_loggers
-from objrec.training.display.progress import Progress
+from objrec.training.display.progress import TrainingProgress
 from objrec.training.finetuning import Freeze
 from objrec.training.hardware import Hardware, choose_hardware, memory_advice
-from objrec.training.instantiate import construct
+from objrec.training.instantiate import instantiate
 from objrec.training.losses import ClassificationLoss, balanced_weights
 from objrec.training.rehearsal import check_backbone, rehearse
 from objrec.training.resume import TERMINATED, Checkpoints, MidEpoch, open_checkpoints
@@ -297,7 +297,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
     limit = config.train.limit_batches
     callbacks: list[Any] = [
         History(training_dir),
-        Progress(on_terminal=sys.stderr.isatty()),
+        TrainingProgress(on_terminal=sys.stderr.isatty()),
         TrialReport(),
         FirstBatch(training_dir / "batch.png"),
     ]
@@ -313,7 +313,7 @@ def make_trainer(config: Config, hardware: Hardware, training_dir: Path, checkpo
                 options["dirpath"] = options.get("dirpath") or checkpoints.folder  # one of the user's own stays
                 if config.train.ema is not None:
                     options["save_weights_only"] = False  # the callback that puts the average in is not asked otherwise
-            callbacks.append(construct(node["_target_"], options, f"callbacks.{name}"))
+            callbacks.append(instantiate(node["_target_"], options, f"callbacks.{name}"))
     if not any(isinstance(c, ModelCheckpoint) and c.monitor is not None for c in callbacks):
         callbacks.append(ModelCheckpoint(dirpath=checkpoints.folder, monitor="val/acc", mode="max", save_last=True))
     callbacks.append(MidEpoch(checkpoints.last, config.train.checkpoint_minutes))

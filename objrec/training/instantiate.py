@@ -11,7 +11,7 @@ from hydra.utils import get_class
 from objrec.config.errors import UserError
 
 
-def construct(target: str, options: Mapping[str, Any], key: str, *positional: Any) -> Any:
+def instantiate(target: str, options: Mapping[str, Any], key: str, *positional: Any) -> Any:
     """Create an object of the class ``target``.
 
     Args:

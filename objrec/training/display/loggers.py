@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from objrec.training.instantiate import construct
+from objrec.training.instantiate import instantiate
 
 
 def make_loggers(nodes: Mapping[str, Any], *, training_dir: Path, runs_dir: Path) -> list[Any]:
@@ -26,7 +26,7 @@ def make_loggers(nodes: Mapping[str, Any], *, training_dir: Path, runs_dir: Path
             loggers.append(_mlflow(node["_target_"], options, training_dir, runs_dir, f"logger.{name}"))
         else:
             options.setdefault("save_dir", str(training_dir / "logs"))
-            loggers.append(construct(node["_target_"], options, f"logger.{name}"))
+            loggers.append(instantiate(node["_target_"], options, f"logger.{name}"))
     return loggers
 
 
@@ -41,7 +41,7 @@ def _mlflow(target: str, options: dict[str, Any], training_dir: Path, runs_dir: 
     memory = training_dir / "checkpoints" / "mlflow_run"  # gone when the training is complete
     if options.get("run_id") is None:
         options["run_id"] = in_a_job or (memory.read_text() if memory.is_file() else None)
-    logger = construct(target, options, key)
+    logger = instantiate(target, options, key)
     if options["run_id"] is None and logger.run_id is not None:  # of several processes only the first has one
         memory.parent.mkdir(parents=True, exist_ok=True)
         memory.write_text(logger.run_id)

@@ -14,7 +14,7 @@ from objrec.training.callbacks.history import was_validated
 REFRESH = 0.2  # seconds between two looks; reading the loss from a GPU oftener would hold it up
 
 
-class Progress(L.Callback):
+class TrainingProgress(L.Callback):
     """Measure speed and time left, and show them with loss and validation accuracy.
 
     Args:
