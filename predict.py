@@ -1,4 +1,4 @@
-"""What is on these pictures?  python predict.py IMAGE|FOLDER|URL...   (see --help)"""
+"""What is on these images?  python predict.py IMAGE|FOLDER|URL...   (see --help)"""
 
 import sys
 

@@ -42,7 +42,7 @@ def run(request: AMLRequest) -> AMLResponse:
 def _answer(request: Any) -> handler.Answer:
     try:
         if request.method != "POST":
-            raise handler.RequestError(405, "method", "send a picture by POST")
+            raise handler.RequestError(405, "method", "send an image by POST")
         if (request.content_length or 0) > limits["max_bytes"] * 4 // 3 + 65536:  # base64 and a form's frame
             raise handler.too_large(limits["max_bytes"])
         top_k = handler.check_top_k(request.args.get("top_k"))

@@ -1,11 +1,11 @@
-"""How the cost of finding duplicates grows with the number of pictures.
+"""How the cost of finding duplicates grows with the number of images.
 
     PYTHONPATH=. python benchmarks/dedup_growth.py [--most 200000]
 
-Every picture is compared with all that came before it, as ingest does: exact by sha256, near by perceptual hash. One in
+Every image is compared with all that came before it, as ingest does: exact by sha256, near by perceptual hash. One in
 ten is a near-duplicate of an earlier one (some bits of 128 flipped). The hashes come from random cell brightnesses with
-neighbours that resemble each other, as in photographs. ``per picture / log2 n`` would be flat for n log n; comparing
-all pairs would double the cost of a picture with each line. Run from the root of the checkout.
+neighbours that resemble each other, as in photographs. ``per image / log2 n`` would be flat for n log n; comparing
+all pairs would double the cost of an image with each line. Run from the root of the checkout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from objrec.images.decode import Decoded
-from objrec.images.hashing import hash_picture
+from objrec.images.hashing import hash_image
 from objrec.ingest.examine import ExaminedImage
 from objrec.ingest.selection import CandidateOutcome, CandidateSelection
 from objrec.sources.base import Candidate
@@ -41,15 +41,15 @@ def make_outcomes(count: int, seed: int) -> list[CandidateOutcome]:
             smooth = np.asarray(Image.fromarray(coarse).resize((36, 36), Image.Resampling.BICUBIC), dtype=np.float64)
             cells = (smooth + rng.normal(0, 12, (36, 36))).clip(0, 255).astype(np.uint8)
             colours = np.repeat(cells[:, :, None], 3, axis=2)
-            hashes = hash_picture(Decoded(colours, 36, 36, 1))
+            hashes = hash_image(Decoded(colours, 36, 36, 1))
             rows, columns = hashes.rows, hashes.columns
         codes.append((rows, columns))
         sha256 = hashlib.sha256(str(i).encode()).hexdigest()
-        picture = ExaminedImage(
+        image = ExaminedImage(
             sha256=sha256, size=1, width=64, height=64, extension="jpg", rows=rows, columns=columns
         )  # fmt: skip
         candidate = Candidate(class_name=f"class{i % 10}", source="bench", url=f"bench:{i}")
-        outcomes.append(CandidateOutcome(candidate=candidate, picture=picture))
+        outcomes.append(CandidateOutcome(candidate=candidate, image=image))
     return outcomes
 
 
@@ -69,7 +69,7 @@ def main() -> None:
     most = parser.parse_args().most
     outcomes = make_outcomes(most, seed=0)
     gc.freeze()  # or the collector would search all of them for garbage while the first few are compared
-    print("| pictures | CPU seconds | microseconds a picture | per picture / log2 n | not kept | peak memory, MB |")
+    print("| images | CPU seconds | microseconds an image | per image / log2 n | not kept | peak memory, MB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for count in [most >> k for k in range(6, -1, -1)]:
         spent, dropped = min(measure(outcomes[:count]) for _ in range(2))

@@ -1,6 +1,6 @@
 """One epoch beside fastai, from start to finish without imports.
 
-    python -m benchmarks.epoch_fastai --pictures cifar10-20k.zip --fastai PYTHON [--rounds 1] [--per-class 1400]
+    python -m benchmarks.epoch_fastai --images cifar10-20k.zip --fastai PYTHON [--rounds 1] [--per-class 1400]
 
 Both train a ResNet-18 from random weights for one epoch on the same folders of files at 64 px, batch 64, and validate
 it; each round starts both, as processes of their own, in turn. Timed from after the imports to the end: for objrec with
@@ -63,15 +63,15 @@ def timed(python: str, code: str, root: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--fastai", required=True)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--per-class", type=int, default=1400, help="training pictures; two sevenths more to validate")
+    parser.add_argument("--per-class", type=int, default=1400, help="training images; two sevenths more to validate")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         count = arguments.per_class
-        write_splits(arguments.pictures, root, {"train": count, "valid": count * 2 // 7})
+        write_splits(arguments.images, root, {"train": count, "valid": count * 2 // 7})
         for _ in range(arguments.rounds):
             ours, theirs = timed(sys.executable, OURS, root), timed(arguments.fastai, FASTAI, root)
             print(

@@ -1,10 +1,10 @@
 """How much longer does an evaluation take than the bare forward passes with decoding?
 
-    python benchmarks/evaluate.py [--pictures 2000] [--size 64] [--rounds 3] [--markdown]
+    python benchmarks/evaluate.py [--images 2000] [--size 64] [--rounds 3] [--markdown]
 
 Both sides are processes of their own, started in turn, measured by the clock and by the processor seconds that they use
 (which say more where other programs are running): ``python -m objrec.evaluate`` with its whole report, and a loop
-that decodes each picture with the same preprocessing and runs the same ONNX model on batches of the same size.
+that decodes each image with the same preprocessing and runs the same ONNX model on batches of the same size.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ assert right == len(files)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--markdown", action="store_true", help="print a row for docs/benchmarks-evaluate.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        model, test = prepare(Path(place), pictures=arguments.pictures, size=arguments.size)
+        model, test = prepare(Path(place), images=arguments.images, size=arguments.size)
         rounds = [
             (
                 timed("-m", "objrec.evaluate", f"model_dir={model}", f"test_dir={test}", cwd=place),
@@ -53,7 +53,7 @@ def main() -> None:
             )
             for _ in range(arguments.rounds)
         ]
-    what = f"{arguments.pictures} pictures, {arguments.size} px, resnet18, {os.cpu_count()} cores"
+    what = f"{arguments.images} images, {arguments.size} px, resnet18, {os.cpu_count()} cores"
     for i, unit in enumerate(("s", "processor s")):
         ours, bare = ([side[i] for side in sides] for sides in zip(*rounds, strict=True))
         ratios = [a / b for a, b in zip(ours, bare, strict=True)]
@@ -65,7 +65,7 @@ def main() -> None:
             print(f"{what}: evaluate {a:.2f} {unit}, bare {b:.2f} {unit}, ratio {ratio:.2f} ({spread})")
 
 
-def prepare(place: Path, *, pictures: int, size: int) -> tuple[Path, Path]:
+def prepare(place: Path, *, images: int, size: int) -> tuple[Path, Path]:
     """Write a model folder with random weights and a test folder of ten classes."""
     import torch
     from PIL import Image
@@ -75,7 +75,7 @@ def prepare(place: Path, *, pictures: int, size: int) -> tuple[Path, Path]:
     from objrec.models.folder import save_model_folder
 
     classes = [f"class{i}" for i in range(10)]
-    for i, pixels in enumerate(outlier_pixels(size, pictures)):
+    for i, pixels in enumerate(outlier_pixels(size, images)):
         folder = place / "test" / classes[i % 10]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{i:05}.jpg", quality=95)

@@ -1,6 +1,6 @@
-"""A loopback server of distinct JPEG pictures, quick enough not to be what a benchmark of downloaders measures.
+"""A loopback server of distinct JPEG images, quick enough not to be what a benchmark of downloaders measures.
 
-python benchmarks/image_server.py FOLDER COUNT     makes FOLDER/pictures.bin when absent, prints the port, serves
+python benchmarks/image_server.py FOLDER COUNT     makes FOLDER/images.bin when absent, prints the port, serves
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 
-def make_picture(number: int) -> bytes:
-    """A picture of 400 x 300 px and about 30 kB that resembles no other one."""
+def make_image(number: int) -> bytes:
+    """Aan image of 400 x 300 px and about 30 kB that resembles no other one."""
     rng = np.random.default_rng(number)
     layers = np.zeros((300, 400, 3), dtype=np.float32)
     for cells, strength in ((5, 55), (20, 30), (75, 16), (200, 8)):
@@ -31,13 +31,13 @@ def make_picture(number: int) -> bytes:
     return file.getvalue()
 
 
-def load_pictures(folder: Path, count: int) -> list[bytes]:
-    """Read the pictures made by an earlier call, or make them."""
-    index, data = folder / f"pictures-{count}.json", folder / f"pictures-{count}.bin"
+def load_images(folder: Path, count: int) -> list[bytes]:
+    """Read the images made by an earlier call, or make them."""
+    index, data = folder / f"images-{count}.json", folder / f"images-{count}.bin"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor() as pool:
-            made = list(pool.map(make_picture, range(count), chunksize=50))
+            made = list(pool.map(make_image, range(count), chunksize=50))
         data.write_bytes(b"".join(made))
         index.write_text(json.dumps([len(m) for m in made]))
     sizes, blob = json.loads(index.read_text()), data.read_bytes()
@@ -60,7 +60,7 @@ class Server(asyncio.Protocol):
             path = self._pending.split(b" ", 2)[1]
             self._pending = self._pending[end + 4 :]
             now = time.monotonic()
-            if path == b"/span":  # seconds from the first to the last picture since the last such question
+            if path == b"/span":  # seconds from the first to the last image since the last such question
                 body = b"%.3f" % (self.last - self.first)
                 self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
                 Server.first = Server.last = 0.0
@@ -72,9 +72,9 @@ class Server(asyncio.Protocol):
                 self._transport.write(self.responses[int(path[1:-4])])
 
 
-async def serve(pictures: list[bytes]) -> None:
+async def serve(images: list[bytes]) -> None:
     head = "HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
-    Server.responses = [head.format(len(p)).encode() + p for p in pictures]
+    Server.responses = [head.format(len(p)).encode() + p for p in images]
     server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
@@ -83,4 +83,4 @@ async def serve(pictures: list[bytes]) -> None:
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run(serve(load_pictures(Path(sys.argv[1]), int(sys.argv[2]))))
+    uvloop.run(serve(load_images(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -1,4 +1,4 @@
-"""Bare downloads a second by HTTP library, from the loopback picture server: what the choice of library rests on.
+"""Bare downloads a second by HTTP library, from the loopback image server: what the choice of library rests on.
 
     python benchmarks/ingest_http_clients.py [--count 5000] [--connections 16]
 
@@ -120,13 +120,13 @@ def main() -> None:
     if options.child:
         child(options.child[0], int(options.child[1]), options.count, options.connections)
         return
-    pictures = Path(tempfile.gettempdir()) / "objrec-bench-pictures"
-    command = [sys.executable, str(HERE / "image_server.py"), str(pictures), str(options.count)]
+    images = Path(tempfile.gettempdir()) / "objrec-bench-images"
+    command = [sys.executable, str(HERE / "image_server.py"), str(images), str(options.count)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None
         port = str(int(server.stdout.readline()))
-        print("| library | pictures/s | CPU ms a picture |\n| --- | --- | --- |", flush=True)
+        print("| library | images/s | CPU ms an image |\n| --- | --- | --- |", flush=True)
         sizes = ["--count", str(options.count), "--connections", str(options.connections)]
         for library in LIBRARIES:
             subprocess.run([sys.executable, __file__, "--child", library, port, *sizes], check=True)

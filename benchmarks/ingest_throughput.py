@@ -1,11 +1,11 @@
-"""Pictures a second from a loopback server: ``objrec`` with all its checks beside img2dataset.
+"""Images a second from a loopback server: ``objrec`` with all its checks beside img2dataset.
 
     python -m venv PEER && PEER/bin/pip install img2dataset
     python benchmarks/ingest_throughput.py --peer PEER/bin/python [--count 5000] [--rounds 3]
 
 Both download the same list of about 30 kB JPEGs and write them as files. img2dataset runs with two processes, resizing
 off, at each thread count given, in two ways: as it comes (``encode``: decoded and encoded again) and with
-``disable_all_reencoding`` (``raw``: nothing is looked at). objrec decodes every picture to its end, hashes it, compares
+``disable_all_reencoding`` (``raw``: nothing is looked at). objrec decodes every image to its end, hashes it, compares
 it with all others and keeps a row for each. Rounds are interleaved. ``wall`` is the whole command; ``span`` is from the
 first to the last request that the server saw, without anyone's start-up; ``CPU`` is what the command and its processes
 spent, which other work on the machine disturbs least.
@@ -69,11 +69,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[16, 32, 64])
-    parser.add_argument("--pictures", type=Path, default=Path(tempfile.gettempdir()) / "objrec-bench-pictures")
+    parser.add_argument("--images", type=Path, default=Path(tempfile.gettempdir()) / "objrec-bench-images")
     options = parser.parse_args()
 
     server = subprocess.Popen(
-        [sys.executable, HERE / "image_server.py", options.pictures, str(options.count)], stdout=subprocess.PIPE
+        [sys.executable, HERE / "image_server.py", options.images, str(options.count)], stdout=subprocess.PIPE
     )
     work = Path(tempfile.mkdtemp())
     try:
@@ -108,7 +108,7 @@ def main() -> None:
                     f"wall {options.count / wall:.0f}/s, span {options.count / span:.0f}/s, CPU {cpu:.1f} s",
                     file=sys.stderr,
                 )
-        print("| program | threads | pictures are | wall, pictures/s | span, pictures/s | CPU ms a picture |")
+        print("| program | threads | images are | wall, images/s | span, images/s | CPU ms an image |")
         print("| --- | --- | --- | --- | --- | --- |")
         for (program, threads, way), found in rates.items():
             wall, span, cpu = zip(*found, strict=True)

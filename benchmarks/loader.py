@@ -1,6 +1,6 @@
-"""How fast are training batches made, beside the loaders that others use? And does the cost grow with the pictures?
+"""How fast are training batches made, beside the loaders that others use? And does the cost grow with the images?
 
-    python benchmarks/loader.py --photos photos.zip [--peers-python PYTHON] [--pictures 3840] [--rounds 3] [--markdown]
+    python benchmarks/loader.py --photos photos.zip [--peers-python PYTHON] [--images 3840] [--rounds 3] [--markdown]
     python benchmarks/loader.py --growth cifar10-20k.zip [--markdown]
 
 Each loader is a process of its own (``loader_peers.py``), all started by this one; they take turns, an epoch each a
@@ -26,7 +26,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-SIDE = 256  # pixels of the stored pictures
+SIDE = 256  # pixels of the stored images
 OURS = ("objrec_store", "objrec_files")
 PEERS = ("torchvision_imagefolder", "timm", "litdata", "dali")
 NAMES = {
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--growth", type=Path)
     parser.add_argument("--peers-python", default=sys.executable)
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
-    parser.add_argument("--pictures", type=int, default=3840)
+    parser.add_argument("--images", type=int, default=3840)
     parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
@@ -66,9 +66,9 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, scratch: Path) -> None:
-    folder = scratch / f"photos-{arguments.pictures}"
+    folder = scratch / f"photos-{arguments.images}"
     if not folder.exists():
-        write_photos(arguments.photos, folder, arguments.pictures)
+        write_photos(arguments.photos, folder, arguments.images)
     loaders = [
         Loader(name, sys.executable if name in OURS else arguments.peers_python, folder, scratch, arguments)
         for name in (*OURS, *arguments.peers)
@@ -92,8 +92,8 @@ def compare(arguments: argparse.Namespace, scratch: Path) -> None:
             )
         )
         loader.stop()
-    print(f"{arguments.pictures} pictures of {SIDE} px, crops of {arguments.size} px, {os.cpu_count()} cores")
-    table(("loader", "pictures/s", "times ImageFolder", "MB, first epoch", "MB, last epoch"), rows, arguments.markdown)
+    print(f"{arguments.images} images of {SIDE} px, crops of {arguments.size} px, {os.cpu_count()} cores")
+    table(("loader", "images/s", "times ImageFolder", "MB, first epoch", "MB, last epoch"), rows, arguments.markdown)
 
 
 def write_photos(archive: Path, folder: Path, count: int) -> None:
@@ -104,9 +104,9 @@ def write_photos(archive: Path, folder: Path, count: int) -> None:
     with zipfile.ZipFile(archive) as photos:
         for name in sorted(photos.namelist()):
             if name.lower().endswith((".jpg", ".jpeg")):
-                picture = ImageOps.fit(Image.open(io.BytesIO(photos.read(name))).convert("RGB"), (SIDE, SIDE))
+                image = ImageOps.fit(Image.open(io.BytesIO(photos.read(name))).convert("RGB"), (SIDE, SIDE))
                 buffer = io.BytesIO()
-                picture.save(buffer, "JPEG", quality=95, subsampling=0)  # as the preprocess step writes them
+                image.save(buffer, "JPEG", quality=95, subsampling=0)  # as the preprocess step writes them
                 encoded.append(buffer.getvalue())
     for i in range(count):
         path = folder / f"class{i % 10}" / f"{i:05d}.jpg"
@@ -149,11 +149,11 @@ class Loader:
         watcher.start()
         self._pipes[0].write("go\n")
         self._pipes[0].flush()
-        pictures, seconds = next(line for line in self._pipes[1] if line[0].isdigit()).split()
+        images, seconds = next(line for line in self._pipes[1] if line[0].isdigit()).split()
         done.set()
         watcher.join()
         if counts:
-            self.rates.append(int(pictures) / float(seconds))
+            self.rates.append(int(images) / float(seconds))
             self.memory = max(seen)
             self.first_memory = self.first_memory or self.memory
 
@@ -178,7 +178,7 @@ def tree_memory(pid: int) -> int:
 
 
 def growth(arguments: argparse.Namespace, scratch: Path) -> None:
-    """Start, load an epoch, start again with everything cached, for more and more pictures."""
+    """Start, load an epoch, start again with everything cached, for more and more images."""
     with zipfile.ZipFile(arguments.growth) as archive:
         archive.extractall(scratch / "once")
     originals = sorted((scratch / "once").rglob("*.jpg"))
@@ -208,11 +208,11 @@ def growth(arguments: argparse.Namespace, scratch: Path) -> None:
         shutil.rmtree(folder)
         shutil.rmtree(cache)
     head = (
-        "pictures",
+        "images",
         "first start, s",
-        "µs a picture",
+        "µs an image",
         "cached start, s",
-        "pictures/s",
+        "images/s",
         "MB first",
         "MB cached",
         "MB store",

@@ -1,8 +1,8 @@
-"""One start of a training's data and one epoch; ``benchmarks/loader.py --growth`` times it on more and more pictures.
+"""One start of a training's data and one epoch; ``benchmarks/loader.py --growth`` times it on more and more count.
 
     python benchmarks/loader_growth.py FOLDER CACHE
 
-prints the seconds from listing the folder to the first batch, and the pictures a second of an epoch.
+prints the seconds from listing the folder to the first batch, and the count a second of an epoch.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def main() -> None:
     assert len(data.fingerprint) == 64  # a training names its data by it
     batches = iter(data.train_dataloader())
     data.on_after_batch_transfer(next(batches), 0)
-    start, began, pictures = time.perf_counter() - began, time.perf_counter(), 0
+    start, began, count = time.perf_counter() - began, time.perf_counter(), 0
     for batch in batches:
         images, _ = data.on_after_batch_transfer(batch, 0)
-        pictures += len(images)
-    print(start, pictures / (time.perf_counter() - began))
+        count += len(images)
+    print(start, count / (time.perf_counter() - began))
 
 
 if __name__ == "__main__":

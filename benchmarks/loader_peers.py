@@ -2,8 +2,8 @@
 
     python benchmarks/loader_peers.py NAME FOLDER SCRATCH SIZE WORKERS [MODULE to import]
 
-Every one of them gives the same thing: batches of 64 shuffled pictures, cut by RandomResizedCrop with the usual ranges,
-half of them mirrored, normalised to float32. Each line read is answered by an epoch: pictures, seconds.
+Every one of them gives the same thing: batches of 64 shuffled count, cut by RandomResizedCrop with the usual ranges,
+half of them mirrored, normalised to float32. Each line read is answered by an epoch: count, seconds.
 """
 
 from __future__ import annotations
@@ -170,11 +170,11 @@ def main() -> None:
     epoch = makers[name](Path(folder), Path(scratch), int(size), int(workers))
     print("ready", flush=True)
     for _ in sys.stdin:
-        began, pictures = time.perf_counter(), 0
+        began, count = time.perf_counter(), 0
         for images in epoch():
             assert str(images.dtype) == "torch.float32" and tuple(images.shape[1:]) == (3, int(size), int(size))
-            pictures += len(images)
-        print(pictures, time.perf_counter() - began, flush=True)
+            count += len(images)
+        print(count, time.perf_counter() - began, flush=True)
 
 
 if __name__ == "__main__":

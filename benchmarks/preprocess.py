@@ -1,9 +1,9 @@
 """Photographs to 224 px JPEG crops: decoders and resizers side by side, and what the preprocess step does.
 
-    python benchmarks/preprocess.py PHOTOS.zip [--rounds 3] [--pictures 120] [--large 12] [--size 224]
+    python benchmarks/preprocess.py PHOTOS.zip [--rounds 3] [--images 120] [--large 12] [--size 224]
 
 ``PHOTOS.zip`` holds photographs of usual web sizes; large ones (12 MP) are made by scaling them up. Every candidate
-runs in two processes, candidates taking turns, each round over all pictures; rates are medians over rounds. PSNR is
+runs in two processes, candidates taking turns, each round over all images; rates are medians over rounds. PSNR is
 against Pillow's full decoding and bicubic filter on the exact central square. The last line is the step's own function
 with all that it does besides: reading, sha256, header checks, hashes, writing. A candidate that is not installed is
 left out (for all of them: pip install opencv-python-headless). Prints tables for docs/benchmarks-preprocess.md.
@@ -66,8 +66,8 @@ def turbo_pillow(data: bytes, size: int) -> Pixels:
     from objrec.images.decode import decode_stored
     from objrec.images.resize import pillow_resize
 
-    picture = decode_stored(data, max_pixels=1 << 40, target=size)
-    return pillow_resize(picture.pixels, square(picture.width, picture.height), size, "bicubic")
+    image = decode_stored(data, max_pixels=1 << 40, target=size)
+    return pillow_resize(image.pixels, square(image.width, image.height), size, "bicubic")
 
 
 def full_vectorised(data: bytes, size: int) -> Pixels:
@@ -139,7 +139,7 @@ def compare(paths: list[str], size: int, rounds: int, out: str) -> None:
                 pool.map(work, [(name, share, size, out) for share in given], chunksize=1)
                 if turn:
                     rates[name].append(len(paths) / (time.perf_counter() - begin))
-    print("| decoder, resizer | pictures/s | against Pillow | PSNR, median | PSNR, least |")
+    print("| decoder, resizer | images/s | against Pillow | PSNR, median | PSNR, least |")
     print("| --- | --- | --- | --- | --- |")
     peer = rates["Pillow, bicubic"]
     data = [Path(p).read_bytes() for p in paths]
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=120)
+    parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--large", type=int, default=12)
     parser.add_argument("--size", type=int, default=224)
     arguments = parser.parse_args()
@@ -175,7 +175,7 @@ def main() -> None:
         for folder in ("web", "large", "out"):
             (Path(place) / folder).mkdir()
         web, large = [], []
-        for i, name in enumerate(names[: arguments.pictures]):
+        for i, name in enumerate(names[: arguments.images]):
             web.append(f"{place}/web/{i}.jpg")
             Path(web[-1]).write_bytes(archive.read(name))
         for i, path in enumerate(web[: arguments.large]):

@@ -1,8 +1,8 @@
-"""How time and memory of the preprocess step grow with the number of small pictures.
+"""How time and memory of the preprocess step grow with the number of small images.
 
     PYTHONPATH=. python benchmarks/preprocess_growth.py CIFAR.zip [--counts 20000 40000 100000 200000]
 
-``CIFAR.zip`` holds ``<class>/<picture>`` of 32 px; turned, mirrored and inverted copies make more, up to 320,000.
+``CIFAR.zip`` holds ``<class>/<image>`` of 32 px; turned, mirrored and inverted copies make more, up to 320,000.
 The step runs as a process of its own for each count; memory is the peak of the parent, and of the largest worker.
 """
 
@@ -38,23 +38,23 @@ print(seconds, *peaks)
 
 
 def turned(data: bytes, turn: int) -> bytes:
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    image = Image.open(io.BytesIO(data)).convert("RGB")
     if turn >= 8:
-        picture = ImageOps.invert(picture)
+        image = ImageOps.invert(image)
     if turn % 8:
-        picture = picture.transpose(Image.Transpose(turn % 8 - 1))
+        image = image.transpose(Image.Transpose(turn % 8 - 1))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=95)
+    image.save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 40_000, 100_000, 200_000])
     arguments = parser.parse_args()
-    print("| pictures | seconds | microseconds a picture | parent, MB | worker, MB |\n| --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(arguments.pictures) as archive:
+    print("| images | seconds | microseconds an image | parent, MB | worker, MB |\n| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(arguments.images) as archive:
         names = [n for n in archive.namelist() if n.endswith(".jpg")]
         made = 0
         for count in sorted(arguments.counts):

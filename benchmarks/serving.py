@@ -1,6 +1,6 @@
 """How fast is the endpoint? Whole path over HTTP, beside decode plus model alone and beside LitServe, interleaved.
 
-    python benchmarks/serving.py [--litserve PYTHON] [--model DIR] [--picture FILE] [--rounds 5] [--seconds 1]
+    python benchmarks/serving.py [--litserve PYTHON] [--model DIR] [--image FILE] [--rounds 5] [--seconds 1]
 
 PYTHON is an interpreter that has litserve and this project's dependencies; without it the peer is left out. Every
 contender is started first and idles while another is measured; each round measures all of them in turn, so that a
@@ -43,7 +43,7 @@ def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--litserve", metavar="PYTHON")
     p.add_argument("--model", type=Path)
-    p.add_argument("--picture", type=Path)
+    p.add_argument("--image", type=Path)
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=float, default=1.0)
     p.add_argument(
@@ -52,21 +52,21 @@ def main() -> None:
     p.add_argument("--json", type=Path, help="write the figures here too")
     options = p.parse_args()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        picture = options.picture.read_bytes() if options.picture else draw_picture(100_000)
+        image = options.image.read_bytes() if options.image else draw_image(100_000)
         model = options.model or make_model(Path(scratch) / "model")
         contenders: dict[str, Contender] = {}
         for name in options.configurations.split(","):
             runtime, precision = name.split(":")
             with contextlib.suppress(ModuleNotFoundError):
                 contenders[f"objrec {runtime} {precision}"] = stack.enter_context(
-                    ours(Path(scratch), model, picture, runtime, precision)
+                    ours(Path(scratch), model, image, runtime, precision)
                 )
         if options.litserve:
             for batch, workers in ((8, 1), (1, CORES)):
                 name = f"LitServe eager, batch {batch}, {workers} worker{'s' * (workers > 1)}"
-                contenders[name] = stack.enter_context(litserve(options.litserve, model, picture, batch, workers))
+                contenders[name] = stack.enter_context(litserve(options.litserve, model, image, batch, workers))
         figures = measure(contenders, rounds=options.rounds, seconds=options.seconds)
-    report(figures, len(picture))
+    report(figures, len(image))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
 
@@ -80,17 +80,17 @@ class Contender:
     def __init__(
         self,
         port: int,
-        picture: bytes,
+        image: bytes,
         alone: Callable[[], Any] | None = None,
         pid: int = 0,
         threads: tuple[int, ...] = (),
     ) -> None:
-        self.port, self.picture, self.alone, self.pid, self.threads = port, picture, alone, pid, threads
-        self.request = post_request(port, picture, as_base64=False)
+        self.port, self.image, self.alone, self.pid, self.threads = port, image, alone, pid, threads
+        self.request = post_request(port, image, as_base64=False)
 
     def as_base64(self) -> Contender:
         other = copy.copy(self)
-        other.request = post_request(self.port, self.picture, as_base64=True)
+        other.request = post_request(self.port, self.image, as_base64=True)
         return other
 
 
@@ -229,16 +229,16 @@ class Client:
         return body
 
 
-def post_request(port: int, picture: bytes, *, as_base64: bool) -> bytes:
-    """Return a request with the picture's bytes, or with base64 in JSON, which is what the peer takes by default."""
-    body = json.dumps({"data": base64.b64encode(picture).decode()}).encode() if as_base64 else picture
+def post_request(port: int, image: bytes, *, as_base64: bool) -> bytes:
+    """Return a request with the image's bytes, or with base64 in JSON, which is what the peer takes by default."""
+    body = json.dumps({"data": base64.b64encode(image).decode()}).encode() if as_base64 else image
     kind = "application/json" if as_base64 else "image/jpeg"
     head = f"POST /score HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 @contextlib.contextmanager
-def ours(scratch: Path, model: Path, picture: bytes, runtime: str, precision: str) -> Iterator[Contender]:
+def ours(scratch: Path, model: Path, image: bytes, runtime: str, precision: str) -> Iterator[Contender]:
     """Our endpoint as deployment starts it: a model in a registry, tuned, in a process of its own."""
     from objrec.config.load import load_config
     from objrec.deployment import service
@@ -257,12 +257,12 @@ def ours(scratch: Path, model: Path, picture: bytes, runtime: str, precision: st
     card = ModelCard.load(model)
     record = Record(sha256=card.sha256, training_data_fingerprint=card.training_data_fingerprint)
     place = registry.add(model, record)
-    files = [("", path) for path in calibration(scratch / "pictures")]
+    files = [("", path) for path in calibration(scratch / "images")]
     tuning = tune(
         place,
         tuned_dir(registry.root, card.sha256),
         smoke=Smoke([], []),
-        test_pictures=files,
+        test_images=files,
         runtime=runtime,
         precision=precision,
         workers=CORES,
@@ -285,8 +285,8 @@ def ours(scratch: Path, model: Path, picture: bytes, runtime: str, precision: st
         )
         yield Contender(
             port,
-            picture,
-            lambda: predictor.probabilities(predictor.pixels(picture)[None]),
+            image,
+            lambda: predictor.probabilities(predictor.pixels(image)[None]),
             started.pid,
             tuple(sorted({CORES, CORES + 1, callers(predictor.session, max_batch=1)})),
         )
@@ -295,7 +295,7 @@ def ours(scratch: Path, model: Path, picture: bytes, runtime: str, precision: st
 
 
 @contextlib.contextmanager
-def litserve(python: str, model: Path, picture: bytes, batch: int, workers: int) -> Iterator[Contender]:
+def litserve(python: str, model: Path, image: bytes, batch: int, workers: int) -> Iterator[Contender]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -307,7 +307,7 @@ def litserve(python: str, model: Path, picture: bytes, batch: int, workers: int)
         start_new_session=True,
     )
     try:
-        contender = Contender(port, picture).as_base64()
+        contender = Contender(port, image).as_base64()
         deadline = time.monotonic() + 120
         while True:
             try:
@@ -353,7 +353,7 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def draw_picture(size: int, *, seed: int = 0) -> bytes:
+def draw_image(size: int, *, seed: int = 0) -> bytes:
     """Return a JPEG of 640 x 480 pixels and about ``size`` bytes: soft shapes under film grain."""
     random = np.random.default_rng(seed)
     soft = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
@@ -376,7 +376,7 @@ def calibration(folder: Path) -> list[Path]:
     paths = [folder / f"{i}.jpg" for i in range(66)]
     for i, path in enumerate(paths):
         if not path.exists():
-            path.write_bytes(draw_picture(20_000, seed=i))
+            path.write_bytes(draw_image(20_000, seed=i))
     return paths
 
 
@@ -385,7 +385,7 @@ def report(figures: dict[str, dict[str, list[float]]], size: int) -> None:
         (statistics.median(f["per_second"]) for name, f in figures.items() if name.startswith("LitServe")), default=None
     )
     print(f"{CLIENTS} clients, a JPEG of {size // 1000} kB, ResNet-18 at 224 px, {CORES} cores, {cpu()}")
-    columns = ("", "pictures/s", "spread", "as base64", "x LitServe", "of alone", "of its best (threads)")
+    columns = ("", "images/s", "spread", "as base64", "x LitServe", "of alone", "of its best (threads)")
     columns += ("CPU ms, alone", "one client, ms", "x alone")
     print(f"| {' | '.join(columns)} |")
     print(f"|{' --- |' * len(columns)}")

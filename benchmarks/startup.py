@@ -63,12 +63,12 @@ def main() -> None:
         pipeline = [python, "-m", "objrec.pipeline", *small]
         seconds(pipeline, folder)
         model = next((folder / ".objrec/cache/train").glob("*/model_dir"))
-        picture = next((folder / ".objrec/cache/preprocess").glob("*/test_dir/*/*.jpg"))
+        image = next((folder / ".objrec/cache/preprocess").glob("*/test_dir/*/*.jpg"))
         commands = {
             "objrec.train --help": [python, "-m", "objrec.train", "--help"],
             "objrec.train --cfg job": [python, "-m", "objrec.train", "--cfg", "job"],
             "objrec.pipeline, nothing to do": pipeline,
-            "predict PICTURE": [python, "-m", "objrec.predict", str(picture), "--model", str(model)],
+            "predict IMAGE": [python, "-m", "objrec.predict", str(image), "--model", str(model)],
         }
         print("| command | median, s | range, s |\n| --- | --- | --- |")
         for label, command in commands.items():

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_overhead [--size 64] [--batch 64] [--steps 12] [--rounds 5]
 
-Each round times three trainings of a ResNet-18 in this process, in turn, on the same random pictures in memory:
+Each round times three trainings of a ResNet-18 in this process, in turn, on the same random images in memory:
 ``objrec`` (Trainer, datamodule, metrics, CSV and curves, checkpoints, progress; the epoch's training steps alone are
 timed), a loop by hand in the same precision and memory format, and a plain loop in fp32 and channels-first. Prints
 images a second and the ratios within rounds, as a Markdown row.
@@ -23,7 +23,7 @@ from typing import Any
 CLASSES = 10
 
 
-def write_pictures(root: Path, count: int, size: int) -> None:
+def write_images(root: Path, count: int, size: int) -> None:
     import numpy as np
     from PIL import Image
 
@@ -111,7 +111,7 @@ def main() -> None:
     targets = torch.arange(len(pixels)) % CLASSES
     rounds: list[tuple[float, float, float]] = []
     with tempfile.TemporaryDirectory() as name:
-        write_pictures(Path(name), steps * batch, size)
+        write_images(Path(name), steps * batch, size)
         for _ in range(arguments.rounds):
             rounds.append(
                 (

@@ -1,10 +1,10 @@
-"""What trained weights are worth with few pictures.
+"""What trained weights are worth with few images.
 
-    python -m benchmarks.transfer --pictures cifar10-20k.zip --weights lite0.safetensors [--only NAME]
+    python -m benchmarks.transfer --images cifar10-20k.zip --weights lite0.safetensors [--only NAME]
 
-Trains on the same 100 pictures of each class (20 more choose the epoch) and tests on 150 others of each: once with
+Trains on the same 100 images of each class (20 more choose the epoch) and tests on 150 others of each: once with
 ``experiment=finetune`` from the weights, then from random weights, with the same backbone at half the size (CIFAR-10
-has no more to show) and with a ResNet-18 whose stem suits small pictures, both over three times as many epochs. Prints
+has no more to show) and with a ResNet-18 whose stem suits small images, both over three times as many epochs. Prints
 rows for docs/benchmarks-train.md.
 """
 
@@ -25,7 +25,7 @@ SCRATCH += ["train.learning_rate=0.001", "backbone.pretrained=false"]
 
 
 def write_splits(archive: Path, root: Path, counts: dict[str, int]) -> None:
-    """Take the first pictures of each class for train, the next for valid, and so on."""
+    """Take the first images of each class for train, the next for valid, and so on."""
     with zipfile.ZipFile(archive) as file:
         by_class: dict[str, list[str]] = {}
         for name in sorted(n for n in file.namelist() if n.endswith((".jpg", ".png"))):
@@ -51,7 +51,7 @@ def accuracy(model_dir: Path, test_dir: Path) -> tuple[float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--only")
     parser.add_argument("--train", type=int, default=100)
@@ -67,7 +67,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        write_splits(arguments.pictures, root, {"train": arguments.train, "valid": 20, "test": arguments.test})
+        write_splits(arguments.images, root, {"train": arguments.train, "valid": 20, "test": arguments.test})
         for label, overrides in runs.items():
             if arguments.only not in (None, label):
                 continue

@@ -1,4 +1,4 @@
-"""``python -m objrec.evaluate model_dir=MODEL test_dir=TEST``: any model folder on any folder of labelled pictures."""
+"""``python -m objrec.evaluate model_dir=MODEL test_dir=TEST``: any model folder on any folder of labelled images."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 from objrec.config.cli import command, overrides_of
 
-HELP = """Measure a model on labelled pictures: accuracy with its interval, and a report to look at.
+HELP = """Measure a model on labelled images: accuracy with its interval, and a report to look at.
 
 usage: python -m objrec.evaluate model_dir=MODEL test_dir=TEST [key=value ...]
 
   model_dir=DIR               a model folder (model.json, model.onnx, model.safetensors)
-  test_dir=DIR                DIR/<class>/<picture>; classes are matched by name, a part of them will do
-  train_dir=DIR               also look for test pictures among these
+  test_dir=DIR                DIR/<class>/<image>; classes are matched by name, a part of them will do
+  train_dir=DIR               also look for test images among these
   raw_data_dir=DIR            also tell sources and licences, from its manifest.jsonl
-  evaluate.compare=MODEL      also a second model on the same pictures, with a paired test
-  evaluate.unknown_dir=DIR    also pictures of none of the classes: how well are they told?
-  evaluate.slices=true        also accuracy by picture size, source and licence
+  evaluate.compare=MODEL      also a second model on the same images, with a paired test
+  evaluate.unknown_dir=DIR    also images of none of the classes: how well are they told?
+  evaluate.slices=true        also accuracy by image size, source and licence
   evaluate.robustness=true    also accuracy under blur, noise, JPEG and brightness
   accuracy_file=FILE report_dir=DIR    where to write; a new folder under runs/evaluate without them
 
 Every setting and its default: python -m objrec.train --cfg job"""
-NAMED = 5  # unreadable pictures that are named on the terminal; the report names more
+NAMED = 5  # unreadable images that are named on the terminal; the report names more
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def summary(metrics: dict[str, Any]) -> str:
         rest = f"; and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
         lines.append(f"unreadable, counted as wrong: {len(unreadable)}: {named}{rest}")
     if pairs := metrics["near_duplicates"]["pairs"]:
-        lines.append(f"warning: {len(pairs)} test pictures look like training pictures, see the report")
+        lines.append(f"warning: {len(pairs)} test images look like training images, see the report")
     if other := metrics.get("compare"):
         lines.append(
             f"compared  {other['other']['accuracy']:.4f} of the other model; only this one right"

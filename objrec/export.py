@@ -7,15 +7,15 @@ from pathlib import Path
 
 from objrec.config.cli import command, overrides_of
 
-HELP = """Write a model as ONNX, OpenVINO and torch.export, and compare each with the original on real pictures.
+HELP = """Write a model as ONNX, OpenVINO and torch.export, and compare each with the original on real images.
 
 usage: python -m objrec.export model_dir=MODEL test_dir=TEST [key=value ...]
 
   model_dir=DIR                a model folder
-  test_dir=DIR                 DIR/<class>/<picture>: what the formats are compared on
+  test_dir=DIR                 DIR/<class>/<image>: what the formats are compared on
   export_dir=DIR               where to write; a new folder under runs/export without it
   export.formats=[onnx,openvino,torch_export]    which ones; openvino needs: pip install 'objrec[export]'
-  export.int8=true train_dir=DIR                 also an int8 model, calibrated on training pictures
+  export.int8=true train_dir=DIR                 also an int8 model, calibrated on training images
 
 preprocessing.json tells what the model expects; it is in the ONNX file's metadata too."""
 
@@ -61,7 +61,7 @@ def run(overrides: list[str]) -> None:
         if config.export_dir is None and config.run_dir is None:
             forget_run(out.parent)
         raise
-    print(f"{'format':<13}{'pictures':>9}{'max diff':>11}{'agreement':>11}{'accuracy':>10}{'original':>10}")
+    print(f"{'format':<13}{'images':>9}{'max diff':>11}{'agreement':>11}{'accuracy':>10}{'original':>10}")
     for c in checks:
         numbers = f"{c.num_images:>9}{c.difference:>11.2g}{c.agreement:>11.2%}{c.accuracy:>10.4f}"
         print(f"{c.format:<13}{numbers}{c.original_accuracy:>10.4f}")

@@ -16,7 +16,7 @@ usage: python -m objrec.pipeline [key=value ...] [--config-dir DIR]
 examples:
   python -m objrec.pipeline                                  the embedded sample: no key, no network
   python -m objrec.pipeline classes.names=[apple,pear]       other classes
-  python -m objrec.pipeline source=folder source.path=DIR    pictures of your own, DIR/<class>/<picture>
+  python -m objrec.pipeline source=folder source.path=DIR    images of your own, DIR/<class>/<image>
   python -m objrec.pipeline raw_data_dir=DIR                  the same without ingest: images as they are
   python -m objrec.pipeline train_dir=DIR valid_dir=DIR test_dir=DIR      splits of your own: begins with training
   python -m objrec.pipeline model_dir=DIR test_dir=DIR       a trained model: evaluates and deploys it

@@ -1,4 +1,4 @@
-"""``python predict.py``: label pictures with a model folder, the model in production, or an endpoint."""
+"""``python predict.py``: label images with a model folder, the model in production, or an endpoint."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from objrec.client.inputs import ImageInput, pictures_of, read, reason_of
+from objrec.client.inputs import ImageInput, images_of, read, reason_of
 from objrec.client.output import cell, printable
 from objrec.config.cli import guard
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 
 Ranked = list[tuple[str, float]]
-# an encoded picture -> (label, probability), best first, the model's version, whether it is none of the classes
+# an encoded image -> (label, probability), best first, the model's version, whether it is none of the classes
 Classify = Callable[[bytes], tuple[Ranked, str, bool]]
 
 EXAMPLES = """
   python predict.py cat.jpg
   python predict.py photos/ 'more/*.png' https://example.org/dog.jpg --csv > labels.csv
-  find . -name '*.jpg' | python predict.py -         names on stdin, or one picture:  python predict.py - < cat.jpg
+  find . -name '*.jpg' | python predict.py -         names on stdin, or one image:  python predict.py - < cat.jpg
   find . -name '*.jpg' -print0 | python predict.py -0
   python predict.py cat.jpg --endpoint http://127.0.0.1:8000
 
@@ -37,7 +37,7 @@ Exit status: 0 all labelled, 1 some were not (said on stderr), 2 nothing could b
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What became of one picture: ``predictions``, best first, or an ``error``. ``unknown``: none of the classes."""
+    """What became of one image: ``predictions``, best first, or an ``error``. ``unknown``: none of the classes."""
 
     name: str
     predictions: Ranked
@@ -49,21 +49,21 @@ class Prediction:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="predict.py",
-        description="What is on these pictures?",
+        description="What is on these images?",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("pictures", nargs="*", metavar="IMAGE|FOLDER|GLOB|URL|-", help="what to label; - reads stdin")
+    p.add_argument("images", nargs="*", metavar="IMAGE|FOLDER|GLOB|URL|-", help="what to label; - reads stdin")
     p.add_argument("-0", "--null", action="store_true", help="names on stdin end with a zero byte: find -print0")
     p.add_argument("--image_url", "--image-url", action="append", default=[], metavar="URL", help="the same as URL")
     p.add_argument("--model", type=Path, metavar="DIR", help="a model folder; otherwise the model in production")
     p.add_argument("--endpoint", metavar="URL", help="ask this endpoint instead of a model here")
     p.add_argument("--key", default=os.environ.get("OBJREC_KEY"), help="the endpoint's key, or set OBJREC_KEY")
     p.add_argument("--registry", type=Path, metavar="DIR", help="the registry that says what is in production")
-    p.add_argument("--top-k", "--top_k", type=int, metavar="K", help="labels for each picture")
-    p.add_argument("--unknown", action="store_true", help="no label for pictures of none of the classes")
+    p.add_argument("--top-k", "--top_k", type=int, metavar="K", help="labels for each image")
+    p.add_argument("--unknown", action="store_true", help="no label for images of none of the classes")
     p.add_argument("--json", action="store_true", help="a JSON object a line")
-    p.add_argument("--csv", action="store_true", help="a row a picture")
+    p.add_argument("--csv", action="store_true", help="a row an image")
     return p
 
 
@@ -88,11 +88,11 @@ def _mend_streams() -> None:
 
 
 def _main(options: argparse.Namespace) -> int:
-    names = [*options.pictures, *options.image_url]
+    names = [*options.images, *options.image_url]
     if options.null and "-" not in names:
         names.append("-")
     if not names:
-        raise UserError("name a picture, a folder or a URL: python predict.py PICTURE (--help shows more)")
+        raise UserError("name an image, a folder or a URL: python predict.py IMAGE (--help shows more)")
     if options.top_k is not None and options.top_k < 1:
         raise UserError(f"--top-k {options.top_k}: should be at least 1")
     if options.json and options.csv:
@@ -105,7 +105,7 @@ def _main(options: argparse.Namespace) -> int:
     with _writing():
         show = _shower(options, sys.stdout)
     done = failed = 0
-    results = label(pictures_of(names, sys.stdin, null=options.null), classify, workers=workers)
+    results = label(images_of(names, sys.stdin, null=options.null), classify, workers=workers)
     with _progress() as step, contextlib.closing(results):
         for result in results:
             done += 1
@@ -137,16 +137,16 @@ def _writing() -> Iterator[None]:
         raise UserError(f"the results cannot be written: {reason_of(error)}") from None
 
 
-def label(pictures: Iterable[ImageInput], classify: Classify, *, workers: int) -> Generator[Prediction, None, None]:
-    """Yield a result for every picture, in order; a bad one is a result too.
+def label(images: Iterable[ImageInput], classify: Classify, *, workers: int) -> Generator[Prediction, None, None]:
+    """Yield a result for every image, in order; a bad one is a result too.
 
-    ``workers`` pictures are worked on at once and a few more wait, so that memory does not grow with their number.
+    ``workers`` images are worked on at once and a few more wait, so that memory does not grow with their number.
     """
     pool = ThreadPoolExecutor(workers)
     ahead: deque[Future[Prediction]] = deque()
     try:
-        for picture in pictures:
-            ahead.append(pool.submit(_label_one, picture, classify))
+        for image in images:
+            ahead.append(pool.submit(_label_one, image, classify))
             if len(ahead) >= 4 * workers:
                 yield ahead.popleft().result()
         while ahead:
@@ -155,16 +155,16 @@ def label(pictures: Iterable[ImageInput], classify: Classify, *, workers: int) -
         pool.shutdown(wait=False, cancel_futures=True)  # what hangs must hold up neither an error nor Ctrl-C
 
 
-def _label_one(picture: ImageInput, classify: Classify) -> Prediction:
-    if picture.error is not None:
-        return Prediction(picture.name, [], picture.error)
+def _label_one(image: ImageInput, classify: Classify) -> Prediction:
+    if image.error is not None:
+        return Prediction(image.name, [], image.error)
     try:
-        predictions, version, unknown = classify(read(picture))
+        predictions, version, unknown = classify(read(image))
     except ImageError as error:
-        return Prediction(picture.name, [], error.reason)
+        return Prediction(image.name, [], error.reason)
     except OSError as error:
-        return Prediction(picture.name, [], reason_of(error))
-    return Prediction(picture.name, predictions, model_version=version, unknown=unknown)
+        return Prediction(image.name, [], reason_of(error))
+    return Prediction(image.name, predictions, model_version=version, unknown=unknown)
 
 
 def _local(options: argparse.Namespace) -> tuple[Classify, int]:
@@ -185,7 +185,7 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     )
     top_k = options.top_k or defaults["serve"]["top_k"]
     if options.unknown and predictor.card.unknown is None:
-        raise UserError(f"--unknown: {model_dir} has no threshold for unknown pictures: train it again")
+        raise UserError(f"--unknown: {model_dir} has no threshold for unknown images: train it again")
 
     budget = Budget(available_memory() // 2)  # all cores on images of the largest size could take more than there is
 
@@ -247,7 +247,7 @@ def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Prediction],
 
 
 def as_json(result: Prediction) -> str:
-    """Return one line: what the endpoint answers, and the picture's name; or the name and an error."""
+    """Return one line: what the endpoint answers, and the image's name; or the name and an error."""
     import json
 
     if result.error is not None:
@@ -299,7 +299,7 @@ class _Line:
         from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
         self._bar = Progress(
-            TextColumn("{task.completed} pictures"),
+            TextColumn("{task.completed} images"),
             TextColumn("{task.fields[rate]}"),
             TextColumn("[red]{task.fields[bad]}"),
             TimeElapsedColumn(),

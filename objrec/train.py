@@ -12,17 +12,17 @@ from objrec.config.compose import expand_sources
 from objrec.config.errors import UserError
 from objrec.config.load import check_command_line, check_flags, config_dir, register_resolvers, validate
 
-HELP = """Fine-tune a backbone on labelled pictures; builds the data set first (cached) when none is given.
+HELP = """Fine-tune a backbone on labelled images; builds the data set first (cached) when none is given.
 
 usage: python -m objrec.train [key=value ...] [-m] [--cfg job] [--config-dir DIR]
 
 examples:
   python -m objrec.train                                     the embedded sample
-  python -m objrec.train train_dir=DIR valid_dir=DIR         folders of <class>/<picture>
+  python -m objrec.train train_dir=DIR valid_dir=DIR         folders of <class>/<image>
   python -m objrec.train --cfg job                           every setting and its value
   python -m objrec.train --hydra-help                        what else Hydra can do
 
-sweeps, each with a table, a picture and the best trial's command at its end (docs/sweeps.md):
+sweeps, each with a table, an image and the best trial's command at its end (docs/sweeps.md):
   python -m objrec.train -m train.learning_rate=0.01,0.05 optimizer=sgd,adamw     every combination
   python -m objrec.train -m sweep=optuna sweep.max_trials=50                      a search that learns
   python -m objrec.train -m sweep=random 'train.learning_rate=tag(log, interval(0.001, 0.1))'

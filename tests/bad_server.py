@@ -1,4 +1,4 @@
-"""A loopback server of pictures that misbehaves on request, and speaks the wire formats of the image services."""
+"""A loopback server of images that misbehaves on request, and speaks the wire formats of the image services."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Writer = asyncio.StreamWriter
 
 
 @functools.cache
-def picture(number: int, size: tuple[int, int] = (48, 40)) -> bytes:
+def image(number: int, size: tuple[int, int] = (48, 40)) -> bytes:
     """A JPEG that resembles no other number's."""
     cells = np.random.default_rng(number).integers(0, 255, (9, 9, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -154,13 +154,13 @@ class BadServer:
             _, behaviour, name = parts.path.split("/", 2)
             await getattr(self, f"do_{behaviour}")(int(name.split(".")[0].split("-")[0]), parts.path, writer)
 
-    # Pictures and what goes wrong with them. ``n`` is the number in the path.
+    # Images and what goes wrong with them. ``n`` is the number in the path.
 
     async def do_good(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(picture(n)))
+        w.write(whole(image(n)))
 
     async def do_large(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(picture(n, (300, 200))))
+        w.write(whole(image(n, (300, 200))))
 
     async def do_404(self, n: int, path: str, w: Writer) -> None:
         w.write(whole(b"<html>not here", "Content-Type: text/html", status=404))
@@ -175,10 +175,10 @@ class BadServer:
         w.write(whole(b"", status=500))
 
     async def do_recovers(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(b"", status=500) if self.hits[path] == 1 else whole(picture(n)))
+        w.write(whole(b"", status=500) if self.hits[path] == 1 else whole(image(n)))
 
     async def _busy(self, n: int, path: str, w: Writer, *headers: str) -> None:
-        w.write(whole(b"", *headers, status=429) if self.hits[path] == 1 else whole(picture(n)))
+        w.write(whole(b"", *headers, status=429) if self.hits[path] == 1 else whole(image(n)))
 
     async def do_busy(self, n: int, path: str, w: Writer) -> None:
         await self._busy(n, path, w, "Retry-After: 1")
@@ -216,23 +216,23 @@ class BadServer:
         await asyncio.sleep(60)
 
     async def do_truncated(self, n: int, path: str, w: Writer) -> None:
-        body = picture(n)
+        body = image(n)
         w.write(head(200, "Connection: close", length=len(body)) + body[: len(body) // 2])
         raise ConnectionError
 
-    async def do_cutpicture(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(picture(n)[:-300]))
+    async def do_cutimage(self, n: int, path: str, w: Writer) -> None:
+        w.write(whole(image(n)[:-300]))
 
     async def do_shortlength(self, n: int, path: str, w: Writer) -> None:
-        w.write(head(200, "Connection: close", length=200) + picture(n))
+        w.write(head(200, "Connection: close", length=200) + image(n))
         raise ConnectionError
 
     async def do_nolength(self, n: int, path: str, w: Writer) -> None:
-        w.write(head(200, "Connection: close") + picture(n))
+        w.write(head(200, "Connection: close") + image(n))
         raise ConnectionError
 
     async def do_badlength(self, n: int, path: str, w: Writer) -> None:
-        w.write(head(200, "Content-Length: many") + picture(n))
+        w.write(head(200, "Content-Length: many") + image(n))
         raise ConnectionError
 
     async def do_endless(self, n: int, path: str, w: Writer) -> None:
@@ -246,11 +246,11 @@ class BadServer:
         await asyncio.sleep(60)
 
     async def do_gzip(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(gzip.compress(picture(n)), "Content-Encoding: gzip"))
+        w.write(whole(gzip.compress(image(n)), "Content-Encoding: gzip"))
 
     async def do_coded(self, n: int, path: str, w: Writer) -> None:
-        """One of the ways in which a picture can be compressed."""
-        data = picture(n)
+        """One of the ways in which an image can be compressed."""
+        data = image(n)
         raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         body, coding = [
             (gzip.compress(data), "GZIP"),
@@ -271,7 +271,7 @@ class BadServer:
         w.write(whole(_gzip_bomb(), "Content-Encoding: gzip"))
 
     async def do_html(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(b"<!doctype html><p>log in to see this picture", "Content-Type: image/jpeg"))
+        w.write(whole(b"<!doctype html><p>log in to see this image", "Content-Type: image/jpeg"))
 
     async def do_empty(self, n: int, path: str, w: Writer) -> None:
         w.write(whole(b""))
@@ -296,29 +296,29 @@ class BadServer:
         w.write(whole(b"", status=302))
 
     async def do_optout(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(picture(n), "X-Robots-Tag: noimageindex, noai"))
+        w.write(whole(image(n), "X-Robots-Tag: noimageindex, noai"))
 
     async def do_optother(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(picture(n), "X-Robots-Tag: otherbot: noai"))
+        w.write(whole(image(n), "X-Robots-Tag: otherbot: noai"))
 
     async def do_bomb(self, n: int, path: str, w: Writer) -> None:
         w.write(whole(_bomb()))
 
     async def do_small(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(picture(n, (20, 20))))
+        w.write(whole(image(n, (20, 20))))
 
     async def do_same(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(picture(0)))
+        w.write(whole(image(0)))
 
     async def do_resized(self, n: int, path: str, w: Writer) -> None:
-        image = Image.open(io.BytesIO(picture(n))).resize((96, 80), Image.Resampling.NEAREST)
-        w.write(whole(encoded(image, "JPEG", quality=85)))
+        resized = Image.open(io.BytesIO(image(n))).resize((96, 80), Image.Resampling.NEAREST)
+        w.write(whole(encoded(resized, "JPEG", quality=85)))
 
     async def do_cmyk(self, n: int, path: str, w: Writer) -> None:
-        w.write(whole(encoded(Image.open(io.BytesIO(picture(n))).convert("CMYK"), "JPEG")))
+        w.write(whole(encoded(Image.open(io.BytesIO(image(n))).convert("CMYK"), "JPEG")))
 
     async def do_animated(self, n: int, path: str, w: Writer) -> None:
-        frames = [Image.open(io.BytesIO(picture(n + i))).convert("P") for i in range(3)]
+        frames = [Image.open(io.BytesIO(image(n + i))).convert("P") for i in range(3)]
         w.write(whole(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])))
 
     # The services.

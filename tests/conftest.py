@@ -20,7 +20,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def shared_file(name: str) -> Path:
-    """Return a file of real pictures beside the checkout, or skip the test where it is not there."""
+    """Return a file of real images beside the checkout, or skip the test where it is not there."""
     path = SHARED_DATA / name
     if not path.is_file():
         pytest.skip(f"needs {name}")

@@ -1,4 +1,4 @@
-"""A small model folder for tests, made with onnx alone, pictures for it, and the evaluate step run on both."""
+"""A small model folder for tests, made with onnx alone, images for it, and the evaluate step run on both."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def write_model(folder: Path, classes: Sequence[str], *, sharpness: float = 6.0,
     return folder
 
 
-def write_pictures(folder: Path, classes: Sequence[str], *, count: int = 12, seed: int = 0, noise: float = 60) -> Path:
-    """Write ``count`` noisy pictures of each of ``classes``, some of them nearer to another class."""
+def write_images(folder: Path, classes: Sequence[str], *, count: int = 12, seed: int = 0, noise: float = 60) -> Path:
+    """Write ``count`` noisy images of each of ``classes``, some of them nearer to another class."""
     rng = np.random.default_rng(seed)
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)

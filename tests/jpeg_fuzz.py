@@ -42,9 +42,9 @@ def bases() -> dict[str, bytes]:
         "rgb": (image, {"keep_rgb": True}),
     }
     found = {}
-    for name, (picture, options) in ways.items():
+    for name, (variant, options) in ways.items():
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=80, **options)
+        variant.save(file, "JPEG", quality=80, **options)
         found[name] = file.getvalue()
     return found
 

@@ -1,4 +1,4 @@
-"""A model folder, test pictures and a registry in a second, without training and without torch."""
+"""A model folder, test images and a registry in a second, without training and without torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_model(
 ) -> Path:
     """Write a small convolutional network that knows red, green and blue; ``mirrored`` makes it wrong on purpose.
 
-    With ``always`` it says this class of every picture. ``split`` and ``trained_on`` are what a model folder knows of
+    With ``always`` it says this class of every image. ``split`` and ``trained_on`` are what a model folder knows of
     the raw images behind it; those of older versions know nothing.
     """
     import onnx
@@ -105,20 +105,20 @@ def make_model(
     return folder
 
 
-def picture(label: str, seed: int, *, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A noisy picture whose mean colour is the label's."""
+def image(label: str, seed: int, *, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """A noisy image whose mean colour is the label's."""
     random = np.random.default_rng([seed, CLASSES.index(label)])
     noise = random.integers(0, 120, (size[1], size[0], 3))
     noise[:, :, CLASSES.index(label)] += 110
     return Image.fromarray(noise.astype(np.uint8))
 
 
-def make_pictures(folder: Path, *, per_class: int = 8, first: int = 0) -> Path:
+def make_images(folder: Path, *, per_class: int = 8, first: int = 0) -> Path:
     """Write ``<class>/<n>.jpg`` for each class."""
     for label in CLASSES:
         (folder / label).mkdir(parents=True, exist_ok=True)
         for i in range(first, first + per_class):
-            picture(label, i).save(folder / label / f"{i:04}.jpg", quality=90)
+            image(label, i).save(folder / label / f"{i:04}.jpg", quality=90)
     return folder
 
 
@@ -220,7 +220,7 @@ def read_all(s: socket.socket) -> bytes:
 
 
 class Load:
-    """Clients that post pictures without pause, on kept connections, until told to stop."""
+    """Clients that post images without pause, on kept connections, until told to stop."""
 
     def __init__(self, url: str, data: bytes, *, clients: int = 4) -> None:
         self.url, self.data = url, data

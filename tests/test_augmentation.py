@@ -1,4 +1,4 @@
-"""Augmentation: draws repeat, operations are those of the literature, targets follow their pictures."""
+"""Augmentation: draws repeat, operations are those of the literature, targets follow their images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from objrec.datamodules.policies import MOVES, OPERATIONS, apply
 FILL = [124, 116, 104]
 
 
-def pictures(n: int = 8, size: int = 32, seed: int = 0) -> torch.Tensor:
-    """Smooth random pictures, uint8 (N, 3, size, size), channels last."""
+def random_images(n: int = 8, size: int = 32, seed: int = 0) -> torch.Tensor:
+    """Smooth random images, uint8 (N, 3, size, size), channels last."""
     coarse = torch.rand(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
     return (smooth * 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
@@ -25,19 +25,19 @@ def pictures(n: int = 8, size: int = 32, seed: int = 0) -> torch.Tensor:
 def augment(
     *overrides: str, images: torch.Tensor | None = None, epoch: int = 0, seed: int = 5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    images = pictures() if images is None else images
+    images = random_images() if images is None else images
     settings = load_config(overrides).augmentation
     targets = torch.arange(len(images)) % 4
     before = images.clone()
     out = BatchAugmentation(settings, fill=FILL, num_classes=4)(
         images, targets, indices=np.arange(len(images)), epoch=epoch, seed=seed
     )
-    assert torch.equal(images, before), "the pictures of a store may not be written to"
+    assert torch.equal(images, before), "the images of a store may not be written to"
     return out
 
 
-def test_alternate_flip_shows_every_picture_both_ways_in_two_epochs() -> None:
-    images = pictures(400, 8)
+def test_alternate_flip_shows_every_image_both_ways_in_two_epochs() -> None:
+    images = random_images(400, 8)
     options = ["augmentation=shift", "augmentation.pad=0", "augmentation.flip_mode=alternate"]
     first, second, third = (augment(*options, images=images, epoch=e, seed=e)[0] for e in range(3))
     mirrored = images.flip(3)
@@ -59,16 +59,16 @@ def test_draws_follow_the_seed_alone() -> None:
 
 def test_none_changes_nothing_even_with_the_keys_of_others() -> None:
     for options in (["augmentation=none"], ["augmentation=shift", "augmentation.name=none"]):
-        assert torch.equal(augment(*options)[0], pictures())
+        assert torch.equal(augment(*options)[0], random_images())
 
 
 def test_shift_moves_by_at_most_the_pad_and_reflects() -> None:
-    images = pictures(64, 12)
+    images = random_images(64, 12)
     out = augment("augmentation=shift", "augmentation.pad=2", "augmentation.flip=0.0", images=images)[0]
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
     seen = set()
-    for picture, wide in zip(out.numpy(), padded, strict=True):
-        places = [(y, x) for y in range(5) for x in range(5) if (picture == wide[:, y : y + 12, x : x + 12]).all()]
+    for image, wide in zip(out.numpy(), padded, strict=True):
+        places = [(y, x) for y in range(5) for x in range(5) if (image == wide[:, y : y + 12, x : x + 12]).all()]
         assert places
         seen.add(places[0])
     assert len(seen) > 15
@@ -89,12 +89,12 @@ def test_random_boxes_keep_to_their_ranges() -> None:
 def test_a_crop_is_resized_as_torchvision_does_it() -> None:
     from torchvision.transforms.v2 import functional as tv
 
-    picture = pictures(1, 64)[0]
+    image = random_images(1, 64)[0]
     out = np.empty((40, 40, 3), np.uint8)
     for box in ((3, 5, 60, 49), (10, 20, 30, 50)):
         left, top, right, bottom = box
-        resize_into(out, picture.permute(1, 2, 0).numpy()[top:bottom, left:right])
-        expected = tv.resized_crop(picture, top, left, bottom - top, right - left, [40, 40], antialias=True)
+        resize_into(out, image.permute(1, 2, 0).numpy()[top:bottom, left:right])
+        expected = tv.resized_crop(image, top, left, bottom - top, right - left, [40, 40], antialias=True)
         assert (torch.from_numpy(out).permute(2, 0, 1).int() - expected.int()).abs().max() <= 1
 
 
@@ -119,14 +119,14 @@ STRENGTHS = {"rotate": [-90.0, 37.0], "posterize": [1.0, 4.0], "solarize": [60.0
 }
 
 
-def test_operations_are_those_of_torchvision_for_each_picture_of_a_batch() -> None:
+def test_operations_are_those_of_torchvision_for_each_image_of_a_batch() -> None:
     """All operations in one batch, two strengths each: none takes a neighbour's."""
     from torchvision.transforms.v2 import functional as tv
 
     assert set(TORCHVISION) == set(OPERATIONS)
     names = [name for name in OPERATIONS for _ in range(2)]
     strengths = [s for name in OPERATIONS for s in STRENGTHS.get(name, [-0.57, 0.45])]
-    images = pictures(len(names), 31)
+    images = random_images(len(names), 31)
     out = apply(images, names, np.array(strengths), fill=torch.zeros(3, dtype=torch.uint8))
     for name, strength, before, after in zip(names, strengths, images, out, strict=True):
         expected = TORCHVISION[name](tv, before, strength)
@@ -136,7 +136,7 @@ def test_operations_are_those_of_torchvision_for_each_picture_of_a_batch() -> No
 
 
 def test_policies_use_every_operation_and_their_strengths() -> None:
-    images = pictures(300, 16)
+    images = random_images(300, 16)
     trivial = augment("augmentation=trivial", "augmentation.flip=0.0", images=images)[0]
     changed = (trivial != images).flatten(1).any(1).float().mean()
     assert 0.7 < changed < 0.98
@@ -149,7 +149,7 @@ def test_policies_use_every_operation_and_their_strengths() -> None:
 
 
 def test_erasing_fills_a_box_of_the_asked_size_with_the_mean_colour() -> None:
-    images = pictures(200, 40)
+    images = random_images(200, 40)
     out = augment("augmentation=none", "augmentation.erase=0.5", "augmentation.erase_area=[0.1,0.2]", images=images)[0]
     erased = (out != images).any(1)
     hit = erased.flatten(1).any(1)
@@ -165,7 +165,7 @@ def test_cutout_takes_a_square_that_may_lie_over_the_edge() -> None:
     assert gone.max() == 36 and 9 <= gone.min() < 36
 
 
-def test_targets_of_mixed_pictures_are_the_shares_that_are_seen() -> None:
+def test_targets_of_mixed_images_are_the_shares_that_are_seen() -> None:
     levels = torch.tensor([0, 80, 160, 240], dtype=torch.uint8)
     images = levels[torch.arange(64) % 4][:, None, None, None].expand(64, 3, 20, 20).contiguous()
     for kind in ("mixup", "cutmix"):

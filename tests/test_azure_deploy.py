@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from azure_kit import QUICK
 from azure_stand_in import StandIn
-from serving_kit import make_accuracy, make_model, make_pictures
+from serving_kit import make_accuracy, make_images, make_model
 
 from objrec.cloud.endpoint import check_traffic
 from objrec.config.errors import UserError
@@ -29,7 +29,7 @@ Deploy = Callable[..., dict[str, Any]]
 @pytest.fixture
 def deploy(azure: StandIn, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Deploy:
     """Deploy a model as the step does in the cloud; the endpoint answers with the models that it was given."""
-    test_dir = make_pictures(workdir / "test", per_class=3)
+    test_dir = make_images(workdir / "test", per_class=3)
     models: dict[str, Predictor] = {}
     monkeypatch.setattr("objrec.cloud.endpoint.PAUSE", 0.0)
 
@@ -104,7 +104,7 @@ def test_a_deployment_that_answers_wrong_never_takes_traffic(azure: StandIn, dep
     deploy(make_model(workdir / "first", seed=1), 0.5)
     wrong = make_model(workdir / "wrong", seed=3, mirrored=True)
     before = len(azure.calls)
-    with pytest.raises(UserError, match="the deployment green answered a test picture with"):
+    with pytest.raises(UserError, match="the deployment green answered a test image with"):
         deploy(make_model(workdir / "second", seed=2), 0.9, answers_as=wrong)
     assert traffic(azure) == {"blue": 100}
     assert azure.names(f"onlineEndpoints/{NAME}/deployments") == ["blue"]
@@ -122,7 +122,7 @@ def test_a_failure_on_the_way_moves_the_traffic_back(azure: StandIn, deploy: Dep
         return good(deployment, body, content_type)
 
     azure.scoring = breaks_under_load
-    with pytest.raises(UserError, match=r"green answered a test picture with 502"):
+    with pytest.raises(UserError, match=r"green answered a test image with 502"):
         deploy(make_model(workdir / "second", seed=2), 0.9)
     assert traffic(azure) == {"blue": 100}
     assert azure.names(f"onlineEndpoints/{NAME}/deployments") == ["blue"]

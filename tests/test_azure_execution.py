@@ -195,9 +195,9 @@ def deployed_by_the_job(azure: StandIn, platform: Platform, folder: Path, cloud:
 @pytest.mark.slow
 def test_two_processes_as_the_platform_starts_them(tmp_path: Path) -> None:
     """``PyTorchDistribution`` starts the same command line in each process and tells each its rank; on CPUs here."""
-    from serving_kit import make_pictures
+    from serving_kit import make_images
 
-    train_dir, valid_dir = make_pictures(tmp_path / "train"), make_pictures(tmp_path / "valid", per_class=4, first=50)
+    train_dir, valid_dir = make_images(tmp_path / "train"), make_images(tmp_path / "valid", per_class=4, first=50)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

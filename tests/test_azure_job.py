@@ -115,11 +115,11 @@ def test_data_in_the_cloud_leaves_ingest_out() -> None:
     given = job["jobs"]["preprocess"]["inputs"]["raw_data_dir"]
     assert given == {"type": "uri_folder", "path": "azureml:my-images:3", "mode": "ro_mount"}
     with pytest.raises(UserError, match="is not data in the cloud"):
-        build("azure.data=/home/me/pictures")
+        build("azure.data=/home/me/images")
 
 
 def test_a_source_on_a_datastore_and_one_on_this_machine(workdir: Path) -> None:
-    address = "azureml://datastores/pictures/paths/animals"
+    address = "azureml://datastores/images/paths/animals"
     job = build("source=folder", f"source.path={address}", "azure.datastore=results")
     assert job["jobs"]["ingest"]["inputs"]["source_dir"]["path"] == address
     assert job["settings"]["default_datastore"] == "azureml:results"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from serving_kit import make_model, make_pictures
+from serving_kit import make_images, make_model
 
 from objrec.cloud.deployment import _comparison
 from objrec.cloud.registry import CONTENT, AzureRegistry, content_of
@@ -54,7 +54,7 @@ def test_a_model_that_is_gone_or_not_what_was_registered_is_unusable(tmp_path: P
 
 
 def test_the_comparison_downloads_only_what_it_must_measure(tmp_path: Path) -> None:
-    test_dir = make_pictures(tmp_path / "test", per_class=2)
+    test_dir = make_images(tmp_path / "test", per_class=2)
     served, candidate = make_model(tmp_path / "m0"), make_model(tmp_path / "m1", seed=1)
     registry, models = registry_of(served)
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import requests
 from azure_kit import ROOT
-from serving_kit import make_model, picture
+from serving_kit import image, make_model
 
 LIMITS = {"max_bytes": 200_000, "top_k": 2, "max_pixels": 1_000_000}
 
@@ -101,7 +101,7 @@ def local(model_dir: Path) -> Iterator[Any]:
 
 def jpeg(label: str, seed: int, **more: Any) -> bytes:
     out = io.BytesIO()
-    picture(label, seed, **more).save(out, "JPEG")
+    image(label, seed, **more).save(out, "JPEG")
     return out.getvalue()
 
 
@@ -116,7 +116,7 @@ REQUESTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "top_k in the body": ("", json.dumps({"data": base64.b64encode(GOOD).decode(), "top_k": 1}).encode(), JSON),
     "unknown": ("?unknown=true", GOOD, {"Content-Type": "image/jpeg"}),
     "cut off": ("", GOOD[:200], {"Content-Type": "image/jpeg"}),
-    "no picture": ("", b"hello", {"Content-Type": "image/png"}),
+    "no image": ("", b"hello", {"Content-Type": "image/png"}),
     "empty": ("", b"", {"Content-Type": "image/png"}),
     "text": ("", b"hello", {"Content-Type": "text/plain"}),
     "bad json": ("", b'{"data": ', JSON),

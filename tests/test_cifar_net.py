@@ -21,13 +21,13 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def smooth_pictures(count: int = 64) -> Tensor:
+def smooth_images(count: int = 64) -> Tensor:
     return nn.functional.avg_pool2d(torch.randn(count, 3, 40, 40), 5, stride=1)
 
 
 def test_the_first_layer_whitens_what_it_was_shown() -> None:
     net = cifar_net.CifarNet(num_classes=10)
-    images = smooth_pictures() * 5
+    images = smooth_images() * 5
     net.adapt_to(images)
     out = net.whiten(images) - net.whiten.bias.view(1, -1, 1, 1)
     out = out[:, :12].permute(1, 0, 2, 3).flatten(1)
@@ -36,9 +36,9 @@ def test_the_first_layer_whitens_what_it_was_shown() -> None:
     assert not net.whiten.weight.requires_grad
 
 
-def test_a_picture_and_its_mirror_image_are_judged_alike() -> None:
+def test_a_image_and_its_mirror_image_are_judged_alike() -> None:
     net = cifar_net.cifar_net(num_classes=4, in_chans=3)
-    images = smooth_pictures(8)
+    images = smooth_images(8)
     net(images)  # in training mode, so that the norms know some statistics
     net.eval()
     torch.testing.assert_close(net(images), net(images.flip(3)))
@@ -81,7 +81,7 @@ def test_kernels_matrices_and_vectors_have_rates_of_their_own() -> None:
 
 
 def test_muon_learns_and_resumes_to_the_bit() -> None:
-    images, labels = smooth_pictures(32)[:, :, :12, :12], torch.arange(32) % 2
+    images, labels = smooth_images(32)[:, :, :12, :12], torch.arange(32) % 2
     images[labels == 1] += 1
 
     def make() -> tuple[nn.Module, muon.Muon]:

@@ -17,12 +17,12 @@ OPTIONS = sorted(
 )
 GLOBAL = sorted(f"{f.parent.name}={f.stem}" for g in ("experiment", "debug") for f in (CONFIGS / g).glob("*.yaml"))
 NEEDS = {  # what an option cannot do without
-    "source=folder": ["source.path=pictures"],
+    "source=folder": ["source.path=images"],
     "source=urls": ["source.path=list.csv"],
     "source=commons": ["ingest.contact=me@example.org"],
     "source=several": ["+source@source.members.openverse=openverse"],  # what source=[...] is turned into
-    "experiment=cifar10_cpu": ["source.path=pictures"],
-    "experiment=cifar10_gpu": ["source.path=pictures"],
+    "experiment=cifar10_cpu": ["source.path=images"],
+    "experiment=cifar10_gpu": ["source.path=images"],
 }
 
 
@@ -109,7 +109,7 @@ def test_a_folder_brings_its_own_classes_unless_they_are_named() -> None:
     assert load_config(["source=folder", "source.path=x", "classes=pets"]).classes.names == ["cat", "dog"]
 
 
-@pytest.mark.parametrize("path", ["my pictures (2)", "a=b", "it's", "plain/path.zip", "comma, space"])
+@pytest.mark.parametrize("path", ["my images (2)", "a=b", "it's", "plain/path.zip", "comma, space"])
 def test_paths_need_no_quoting(path: str) -> None:
     assert load_config(["source=folder", f"source.path={path}"]).source.path == path
 

@@ -1,4 +1,4 @@
-"""Damaged and odd files, made here: each becomes the right picture, or is left out for the right reason."""
+"""Damaged and odd files, made here: each becomes the right image, or is left out for the right reason."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_truncated_file_is_refused_at_every_tenth(kind: str, target: int | Non
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_flipped_bits_make_a_picture_or_a_reason(kind: str) -> None:
+def test_flipped_bits_make_a_image_or_a_reason(kind: str) -> None:
     draw = random.Random(kind)
     for _ in range(40):
         data = bytearray(WHOLE[kind])
@@ -113,7 +113,7 @@ def test_exif_turns_are_applied(orientation: int, kind: str) -> None:
     assert is_scene(Image.fromarray(square), tolerance=12)
 
 
-def test_damaged_metadata_does_not_cost_the_picture() -> None:
+def test_damaged_metadata_does_not_cost_the_image() -> None:
     data = encoded(scene(), "JPEG", exif=b"Exif\0\0not a header at all")
     assert is_scene(decode(data, max_pixels=MAX_PIXELS))
 
@@ -222,7 +222,7 @@ def test_extreme_shapes() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\xff\xd8\xff", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4", b"GIF89a"]
 )
-def test_other_things_are_no_pictures(data: bytes) -> None:
+def test_other_things_are_no_images(data: bytes) -> None:
     assert status(data) in ("unsupported", "corrupt")
 
 

@@ -125,7 +125,7 @@ def test_auto_goes_by_size(root: Path, options: list[str], kind: str) -> None:
 
 
 def test_the_batch_of_a_file_that_cannot_be_decoded_names_it(root: Path) -> None:
-    (root / "train" / "bee" / "2.jpg").write_bytes(b"\xff\xd8 no picture")
+    (root / "train" / "bee" / "2.jpg").write_bytes(b"\xff\xd8 no image")
     for cache in ("memory", "disk", "off"):
         with pytest.raises(UserError, match=r"bee/2.jpg cannot be used"):
             epoch(module(root, f"datamodule.cache={cache}"))
@@ -207,7 +207,7 @@ def test_an_empty_or_missing_folder_is_told(tmp_path: Path) -> None:
 
 
 def counted(size: int = 4) -> tuple[list[int], Any]:
-    """A decoder of pictures that are filled with their index, and what it was asked for."""
+    """A decoder of images that are filled with their index, and what it was asked for."""
     asked: list[int] = []
 
     def decode(indices: range) -> Any:
@@ -301,7 +301,7 @@ def test_reading_lets_go_of_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert store[i].min() == 1
         if i % 10 == 9:  # the system takes a while to tell
             most = max(most, mapped_bytes(tmp_path / "key" / "pixels.u8"))
-    assert 0 < most < 6_000_000  # a picture brings in what lies around it, up to 2 MB at either end
+    assert 0 < most < 6_000_000  # an image brings in what lies around it, up to 2 MB at either end
 
 
 def mapped_bytes(path: Path) -> int:
@@ -311,7 +311,7 @@ def mapped_bytes(path: Path) -> int:
     return sum(int(next(r for r in lines[i:] if r.startswith("Rss:")).split()[1]) * 1024 for i in at)
 
 
-# --- which pictures make a batch
+# --- which images make a batch
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 3), st.booleans())
@@ -362,7 +362,7 @@ def test_a_share_is_stratified_and_a_smaller_one_is_part_of_a_larger(
         assert (labels[small] == c).sum() == min(total, max(1, int(np.ceil(total * min(one, other) - 1e-9))))
 
 
-def test_a_fraction_of_the_training_pictures_is_loaded_from_any_cache(root: Path) -> None:
+def test_a_fraction_of_the_training_images_is_loaded_from_any_cache(root: Path) -> None:
     runs = [epoch(module(root, "train.fraction=0.5", f"datamodule.cache={c}")) for c in ("memory", "disk", "off")]
     assert same(runs[0], runs[1]) and same(runs[0], runs[2])
     data = module(root, "train.fraction=0.5")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_kit import FAST, make_accuracy, make_model, make_pictures, picture
+from serving_kit import FAST, image, make_accuracy, make_images, make_model
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
@@ -30,7 +30,7 @@ from objrec.steps.deploy import STEP
 
 @pytest.fixture
 def place(workdir: Path) -> Iterator[Path]:
-    make_pictures(workdir / "test")
+    make_images(workdir / "test")
     yield workdir
     service.stop(workdir / "registry")
 
@@ -69,7 +69,7 @@ def test_changed_test_set_measures_the_production_model(place: Path) -> None:
     off = "deploy.start=false"
     deploy(place, make_model(place / "m0"), 0.99, off)
     again = deploy(place, make_model(place / "m1", seed=1), 0.995, off, test_data="test-2")
-    assert not again["deployed"] and "1.0000 in production" in again["decision"]  # all test pictures right, not 0.99
+    assert not again["deployed"] and "1.0000 in production" in again["decision"]  # all test images right, not 0.99
     measured = [e for e in FolderRegistry(place / "registry").events() if e["event"] == "measured"]
     assert len(measured) == 1
     deploy(place, place / "m1", 0.995, off, test_data="test-2")
@@ -105,9 +105,9 @@ def test_a_model_that_is_not_what_was_evaluated_is_not_deployed(place: Path) -> 
 
 
 def test_a_test_set_of_mostly_one_class_is_no_reason_to_refuse(place: Path) -> None:
-    """Its accuracy is that of the common class; pictures that take turns would say what the rare ones have."""
+    """Its accuracy is that of the common class; images that take turns would say what the rare ones have."""
     for i in range(100, 250):
-        picture("red", i).save(place / "test" / "red" / f"{i:04}.jpg", quality=90)
+        image("red", i).save(place / "test" / "red" / f"{i:04}.jpg", quality=90)
     model = make_model(place / "m", always="red")
     assert deploy(place, model, 158 / 174, "deploy.start=false")["deployed"]
 
@@ -189,7 +189,7 @@ def test_a_model_no_better_than_guessing_is_said(place: Path) -> None:
 def test_test_images_that_a_model_has_trained_on_are_left_out(place: Path) -> None:
     """A model of another split has seen part of the test set, and would win by heart."""
     off = "deploy.start=false"
-    make_pictures(place / "test", per_class=20)  # 60 images
+    make_images(place / "test", per_class=20)  # 60 images
     hashes = sorted(file_sha256(p)[:16] for p in (place / "test").rglob("*.jpg"))
     trained = {"training_data": "raw", "split": "one"}
     deploy(place, make_model(place / "m0", **trained, trained_on=hashes[:20]), 0.99, off)
@@ -230,10 +230,10 @@ def test_the_step_alone_says_what_it_decided(place: Path) -> None:
     assert "decision  deployed: the first model, accuracy 0.9000" in done.stdout and "endpoint  none" in done.stdout
 
 
-def test_significance_compares_both_models_on_the_same_pictures(place: Path) -> None:
+def test_significance_compares_both_models_on_the_same_images(place: Path) -> None:
     settings = ("deploy.start=false", "deploy.require_significance=true")
     deploy(place, make_model(place / "m0"), 0.9, *settings)
-    refused = deploy(place, make_model(place / "m1", seed=1), 0.95, *settings)  # both are right on all 24 pictures
+    refused = deploy(place, make_model(place / "m1", seed=1), 0.95, *settings)  # both are right on all 24 images
     assert refused["rule"] == "not_significant" and "p = 1.000" in refused["decision"]
     worse = make_model(place / "m2", training_data="other", mirrored=True)
     deploy(place, worse, 0.1, "deploy.start=false")  # never right; changed data deploys it

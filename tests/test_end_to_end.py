@@ -79,10 +79,10 @@ def test_the_first_run_runs_everything_and_serves(project: Path) -> None:
 
 def test_the_endpoint_predict_and_evaluate_agree(project: Path) -> None:
     url = last_run(project)["endpoint_url"]
-    picture = next(outputs(project)["test_dir"].glob("*/*.jpg"))
-    answer = httpx.post(f"{url}/score", json={"data": base64.b64encode(picture.read_bytes()).decode()}).json()
-    remote = command(project, "objrec.predict", str(picture), "--endpoint", url, "--json")
-    local = command(project, "objrec.predict", str(picture), "--model", str(outputs(project)["model_dir"]), "--json")
+    image = next(outputs(project)["test_dir"].glob("*/*.jpg"))
+    answer = httpx.post(f"{url}/score", json={"data": base64.b64encode(image.read_bytes()).decode()}).json()
+    remote = command(project, "objrec.predict", str(image), "--endpoint", url, "--json")
+    local = command(project, "objrec.predict", str(image), "--model", str(outputs(project)["model_dir"]), "--json")
     said = [json.loads(done.stdout) for done in (remote, local)]
     said = [s[0] if isinstance(s, list) else s for s in said]
     assert answer["label"] == said[0]["label"] == said[1]["label"]
@@ -126,8 +126,8 @@ def test_torch_serves_the_same_model(project: Path) -> None:
     from objrec.models.card import ModelCard
 
     model_dir = outputs(project)["model_dir"]
-    pictures = sorted(outputs(project)["test_dir"].glob("*/*.jpg"))
-    pixels = np.stack([ModelCard.load(model_dir).preprocessing.pixels(p, max_pixels=10**6) for p in pictures])
+    images = sorted(outputs(project)["test_dir"].glob("*/*.jpg"))
+    pixels = np.stack([ModelCard.load(model_dir).preprocessing.pixels(p, max_pixels=10**6) for p in images])
     by_torch, by_onnx = (Predictor.load(model_dir, runtime=name).logits(pixels) for name in ("torch", "onnxruntime"))
     np.testing.assert_allclose(by_torch, by_onnx, atol=1e-3)
 
@@ -169,8 +169,8 @@ def test_a_sweep_goes_on_after_a_failed_job_and_says_so(project: Path) -> None:
     assert len(table) == 3 and table[1].startswith("0,") and table[2].startswith("1,,")
 
 
-def test_real_pictures_from_random_weights(tmp_path: Path) -> None:
-    """A short version of experiment=cifar10_cpu: a tenth of the pictures, smaller, three epochs."""
+def test_real_images_from_random_weights(tmp_path: Path) -> None:
+    """A short version of experiment=cifar10_cpu: a tenth of the images, smaller, three epochs."""
     archive = shared_file("cifar10-20k.zip")
     short = ["ingest.num_images=200", "preprocess.image_size=32", "train.max_epochs=3", "train.batch_size=100"]
     done = command(

@@ -1,4 +1,4 @@
-"""Evaluate, predict.py and the endpoint give every test picture the same label."""
+"""Evaluate, predict.py and the endpoint give every test image the same label."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_model import COLOURS, evaluate, write_model, write_pictures
+from evaluation_model import COLOURS, evaluate, write_images, write_model
 
 from objrec.config.load import load_config
 from objrec.deployment import service
@@ -67,9 +67,9 @@ def endpoint(registry: Path, model: Path) -> Iterator[str]:
         service.stop(registry)
 
 
-def test_all_three_agree_to_the_last_picture(tmp_path: Path) -> None:
+def test_all_three_agree_to_the_last_image(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", sorted(COLOURS), temperature=2.5)
-    test = write_pictures(tmp_path / "test", sorted(COLOURS), count=40, noise=90)
+    test = write_images(tmp_path / "test", sorted(COLOURS), count=40, noise=90)
     (test / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     accuracy, evaluated = by_evaluate(tmp_path / "out", model, test)
     assert 0.4 < accuracy < 0.95
@@ -84,14 +84,12 @@ def test_all_three_agree_to_the_last_picture(tmp_path: Path) -> None:
 
 def test_unknown_only_when_asked_for_and_the_same_everywhere(tmp_path: Path) -> None:
     rule = {"score": "energy", "threshold": 0.0, "keep": 0.95, "auroc": 0.9, "num_images": 10}
-    test = write_pictures(tmp_path / "test", sorted(COLOURS), count=10)
+    test = write_images(tmp_path / "test", sorted(COLOURS), count=10)
     _, report = evaluate(
         tmp_path / "first", model_dir=write_model(tmp_path / "m", sorted(COLOURS), unknown=rule), test_dir=test
     )
     scores = {row["path"]: float(row["unknown_score"]) for row in read_csv(report / "predictions.csv")}
-    rule["threshold"] = (
-        sum(sorted(scores.values())[14:16]) / 2
-    )  # between two pictures, so that rounding decides nothing
+    rule["threshold"] = sum(sorted(scores.values())[14:16]) / 2  # between two images, so that rounding decides nothing
     rejected = {path for path, value in scores.items() if value < rule["threshold"]}
     assert len(rejected) == 15
     model = write_model(tmp_path / "model", sorted(COLOURS), unknown=rule)
@@ -105,8 +103,8 @@ def test_unknown_only_when_asked_for_and_the_same_everywhere(tmp_path: Path) -> 
             assert {row.get("reason") for path, row in asked.items() if path in rejected} == {"unknown"}
             assert not any("reason" in row for path, row in asked.items() if path not in rejected)
             assert all(row["label"] for row in by_predict(test, *where).values())
-        picture = (test / "red" / "000.jpg").read_bytes()
-        body = json.dumps({"data": base64.b64encode(picture).decode(), "unknown": True}).encode()
+        image = (test / "red" / "000.jpg").read_bytes()
+        body = json.dumps({"data": base64.b64encode(image).decode(), "unknown": True}).encode()
         request = urllib.request.Request(f"{url}/score", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert (json.load(answer)["label"] is None) == ("red/000.jpg" in rejected)
@@ -114,7 +112,7 @@ def test_unknown_only_when_asked_for_and_the_same_everywhere(tmp_path: Path) -> 
 
 def test_a_model_without_a_threshold_says_so(tmp_path: Path) -> None:
     predictor = Predictor.load(write_model(tmp_path / "model", sorted(COLOURS)))
-    picture = (write_pictures(tmp_path / "test", ["red"], count=1) / "red" / "000.jpg").read_bytes()
-    body = json.dumps({"data": base64.b64encode(picture).decode(), "unknown": True}).encode()
+    image = (write_images(tmp_path / "test", ["red"], count=1) / "red" / "000.jpg").read_bytes()
+    body = json.dumps({"data": base64.b64encode(image).decode(), "unknown": True}).encode()
     answer = handler.score(body, "application/json", predictor)
     assert (answer.status, answer.body["error"]) == (422, "no_threshold")

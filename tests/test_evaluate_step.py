@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluation_model import COLOURS, evaluate, write_model, write_pictures
+from evaluation_model import COLOURS, evaluate, write_images, write_model
 
 from objrec.config.errors import UserError
 from objrec.images.image_folder import fingerprint
@@ -23,7 +23,7 @@ ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("evaluate")
-    return write_model(root / "model", sorted(COLOURS)), write_pictures(root / "test", sorted(COLOURS))
+    return write_model(root / "model", sorted(COLOURS)), write_images(root / "test", sorted(COLOURS))
 
 
 def test_accuracy_file_and_report(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_command_line(folders: tuple[Path, Path], tmp_path: Path) -> None:
         ([], "model_dir"),
         (["model_dir=nowhere", "test_dir=nowhere"], "nowhere"),
         (["model_dir={test}", "test_dir={test}"], "is not a model folder"),
-        (["model_dir={model}", "test_dir={model}"], "has no pictures"),
+        (["model_dir={model}", "test_dir={model}"], "has no images"),
         (["model_dir={model}", "test_dir={test}", "evaluate.slicse=true"], "Did you mean 'evaluate.slices'"),
     ],
 )
@@ -202,7 +202,7 @@ def test_both_runtimes_find_the_same(tmp_path: Path) -> None:
         training_data_fingerprint="0" * 64,
         metrics={},
     )
-    test = write_pictures(tmp_path / "test", sorted(COLOURS))
+    test = write_images(tmp_path / "test", sorted(COLOURS))
     found = []
     for runtime in ("onnxruntime", "torch"):
         override = f"compute.runtime={runtime}"

@@ -1,4 +1,4 @@
-"""Temperature scaling, calibration error and the threshold for unknown pictures."""
+"""Temperature scaling, calibration error and the threshold for unknown images."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 
 from objrec.config.load import load_config
 from objrec.images.decode import decode_stored
-from objrec.images.hashing import HASHED, hash_picture
+from objrec.images.hashing import HASHED, hash_image
 from objrec.images.near_duplicates import NearbyIndex, near_pairs
 from objrec.images.repeats import near_duplicates
 
@@ -67,7 +67,7 @@ COPIES: dict[str, tuple[float, Callable[[Image.Image], bytes]]] = {  # least sha
 
 def test_the_one_rule_finds_what_the_docs_say_and_confuses_no_two_photographs() -> None:
     def code(data: bytes) -> int:
-        return hash_picture(decode_stored(data, max_pixels=10**8, target=HASHED)).code
+        return hash_image(decode_stored(data, max_pixels=10**8, target=HASHED)).code
 
     bits = load_config([]).images.near_duplicate_bits
     assert bits is not None

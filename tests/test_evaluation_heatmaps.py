@@ -110,10 +110,10 @@ def test_an_operator_without_a_rule_is_refused() -> None:
 
 def two_colours(preprocessed_side: int = SIZE) -> np.ndarray:
     """Grey, with a red square at the top left and a blue one at the bottom right."""
-    picture = np.full((1, preprocessed_side, preprocessed_side, 3), 90, np.uint8)
-    picture[0, 1:6, 1:6] = COLOURS["red"]
-    picture[0, -6:-1, -6:-1] = COLOURS["blue"]
-    return picture
+    image = np.full((1, preprocessed_side, preprocessed_side, 3), 90, np.uint8)
+    image[0, 1:6, 1:6] = COLOURS["red"]
+    image[0, -6:-1, -6:-1] = COLOURS["blue"]
+    return image
 
 
 @pytest.mark.parametrize("way", ["Grad-CAM", "occlusion"])

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_model import COLOURS, evaluate, write_model, write_pictures
-from objrec.inference.paired_test import mcnemar
-from objrec.inference.scores import softmax
+from evaluation_model import COLOURS, evaluate, write_images, write_model
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn import metrics as judge
 
 from objrec.evaluation.metrics import wilson
 from objrec.images.image_folder import content_fingerprint
+from objrec.inference.paired_test import mcnemar
 from objrec.inference.predictor import Predictor
+from objrec.inference.scores import softmax
 
 CLASSES = sorted(COLOURS)
 Row = dict[str, str]
@@ -31,13 +31,13 @@ class Evaluated:
     def __init__(self, root: Path) -> None:
         self.model = write_model(root / "model", CLASSES, temperature=1.7, unknown=RULE)
         self.other = write_model(root / "other", CLASSES[::-1], seed=9, sharpness=2)
-        self.test = write_pictures(root / "test", CLASSES, count=30)
+        self.test = write_images(root / "test", CLASSES, count=30)
         (self.test / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xffnothing")
-        (self.test / "red" / "notes.txt").write_text("not a picture")
-        self.train = write_pictures(root / "train", CLASSES, count=10, seed=5)
+        (self.test / "red" / "notes.txt").write_text("not an image")
+        self.train = write_images(root / "train", CLASSES, count=10, seed=5)
         with Image.open(self.test / "blue" / "003.jpg") as image:
             image.save(self.train / "blue" / "leak.png")
-        self.outside = write_pictures(root / "outside", ["grey"], count=8, seed=3)
+        self.outside = write_images(root / "outside", ["grey"], count=8, seed=3)
         self.accuracy, self.report = evaluate(
             root / "out",
             "evaluate.slices=true",
@@ -55,7 +55,7 @@ class Evaluated:
         return np.array([row[name] for row in self.rows])
 
     def numbers(self, name: str) -> np.ndarray:
-        """Of the readable pictures."""
+        """Of the readable images."""
         return np.array([float(row[name]) for row in self.rows if row["prediction"]])
 
 
@@ -112,7 +112,7 @@ def test_top_k(e: Evaluated) -> None:
 
 
 def test_columns_agree_with_the_model_itself(e: Evaluated) -> None:
-    """The columns against logits computed here, picture by picture, with scikit-learn's own top-k."""
+    """The columns against logits computed here, image by image, with scikit-learn's own top-k."""
     predictor = Predictor.load(e.model)
     readable = [row for row in e.rows if row["prediction"]]
     preprocessing = predictor.card.preprocessing
@@ -129,7 +129,7 @@ def test_columns_agree_with_the_model_itself(e: Evaluated) -> None:
     assert e.metrics["log_loss"] == pytest.approx(judge.log_loss(targets, softmax(logits, 1.7)), abs=1e-6)
 
 
-def test_evaluate_and_prediction_agree_on_every_picture(e: Evaluated) -> None:
+def test_evaluate_and_prediction_agree_on_every_image(e: Evaluated) -> None:
     predictor = Predictor.load(e.model)
     for row in e.rows:
         if row["prediction"]:
@@ -195,24 +195,24 @@ def test_comparison(e: Evaluated) -> None:
 
 
 def test_suspects_and_duplicates_and_files(e: Evaluated) -> None:
-    suspects = {s["path"]: s for s in e.metrics["label_suspects"]["pictures"]}
+    suspects = {s["path"]: s for s in e.metrics["label_suspects"]["images"]}
     for row in e.rows:
         assert row["suggested_label"] == (suspects[row["path"]]["suggested"] if row["path"] in suspects else "")
     pairs = e.metrics["near_duplicates"]["pairs"]
     assert [(p["test"], p["train"]) for p in pairs] == [("blue/003.jpg", "blue/leak.png")]
     assert list(e.metrics["unreadable"]) == ["red/broken.jpg"]
-    assert e.metrics["no_pictures_by_name"] == ["red/notes.txt"]
+    assert e.metrics["no_images_by_name"] == ["red/notes.txt"]
 
 
 def test_a_wrong_label_is_suspected_first(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", CLASSES)
-    test = write_pictures(tmp_path / "test", CLASSES, count=20, noise=10)
+    test = write_images(tmp_path / "test", CLASSES, count=20, noise=10)
     for folder in CLASSES:
         for path in (test / folder).glob("*[49].jpg"):
             path.unlink()  # those that are hard on purpose
     shutil.move(test / "green" / "000.jpg", test / "blue" / "moved.jpg")
     _, report = evaluate(tmp_path / "out", model_dir=model, test_dir=test)
-    found = json.loads((report / "metrics.json").read_text())["label_suspects"]["pictures"]
+    found = json.loads((report / "metrics.json").read_text())["label_suspects"]["images"]
     assert (found[0]["path"], found[0]["suggested"]) == ("blue/moved.jpg", "green")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Page, chromium
-from evaluation_model import COLOURS, evaluate, write_model, write_pictures
+from evaluation_model import COLOURS, evaluate, write_images, write_model
 
 MANY = [f"class number {i}" for i in range(100)]
 HISTORY = "epoch,lr,train/loss,train/acc,val/loss,val/acc\n0,0.1,2.1,0.3,1.9,0.35\n1,0.1,1.5,0.5,1.6,0.45\n"
@@ -23,7 +23,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (model / "training").mkdir()
     (model / "training" / "metrics.csv").write_text(HISTORY)
     (model / "config.yaml").write_text("train:\n  max_epochs: 2\n" + "# a long line " * 40)
-    test = write_pictures(root / "test", sorted(COLOURS), count=20)
+    test = write_images(root / "test", sorted(COLOURS), count=20)
     (test / "red" / ("a_very_long_name_" * 8 + ".jpg")).write_bytes(b"broken")
     _, report = evaluate(
         root / "out",
@@ -31,9 +31,9 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluate.robustness=true",
         model_dir=model,
         test_dir=test,
-        train_dir=write_pictures(root / "train", sorted(COLOURS), count=5, seed=4),
+        train_dir=write_images(root / "train", sorted(COLOURS), count=5, seed=4),
         compare_dir=write_model(root / "other", sorted(COLOURS), seed=9, sharpness=1),
-        unknown_dir=write_pictures(root / "outside", ["grey"], count=8, seed=3),
+        unknown_dir=write_images(root / "outside", ["grey"], count=8, seed=3),
     )
     return report / "report.html"
 
@@ -42,7 +42,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a hundred classes."""
     root = tmp_path_factory.mktemp("hundred")
-    test = write_pictures(root / "test", MANY, count=3, noise=90)
+    test = write_images(root / "test", MANY, count=3, noise=90)
     _, report = evaluate(root / "out", model_dir=write_model(root / "model", MANY), test_dir=test)
     return report / "report.html"
 
@@ -99,8 +99,8 @@ def test_in_a_browser(page: Page, request: pytest.FixtureRequest, report: str, w
         && e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
         .map(e => e.outerHTML.slice(0, 80))"""
     assert page.evaluate(outside) == []
-    pictures = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
-    assert len(pictures) >= 24 and all(pictures)
+    images = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
+    assert len(images) >= 24 and all(images)
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == dark
     page.evaluate("document.querySelector('svg.matrix rect.right').dispatchEvent(new Event('click', {bubbles: true}))")

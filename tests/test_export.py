@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from evaluation_model import COLOURS, SIZE, evaluate, write_model, write_pictures
+from evaluation_model import COLOURS, SIZE, evaluate, write_images, write_model
 from PIL import Image
 
 from objrec.config.errors import UserError
@@ -25,9 +25,9 @@ CLASSES = sorted(COLOURS)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("export")
-    test = write_pictures(root / "test", CLASSES, count=25)
+    test = write_images(root / "test", CLASSES, count=25)
     (test / "red" / "broken.jpg").write_bytes(b"broken")
-    train = write_pictures(root / "train", CLASSES, count=12, seed=6)
+    train = write_images(root / "train", CLASSES, count=12, seed=6)
     return {"model": write_model(root / "model", CLASSES, temperature=1.5), "test": test, "train": train}
 
 
@@ -54,13 +54,13 @@ def test_onnx_carries_its_preprocessing_and_takes_any_batch(folders: dict[str, P
         assert session.run(None, {"input": inputs})[0].shape == (batch, 4)
 
 
-def test_a_stranger_can_follow_the_documented_preprocessing(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_anyone_can_follow_the_documented_preprocessing(folders: dict[str, Path], tmp_path: Path) -> None:
     """Prediction from preprocessing.json and the ONNX file alone, with plain Pillow and numpy."""
     out = tmp_path / "out"
     run(overrides(folders, out))
     told = json.loads((out / "preprocessing.json").read_text())
-    picture = folders["test"] / "red" / "000.jpg"
-    image = Image.open(picture).convert("RGB")
+    path = folders["test"] / "red" / "000.jpg"
+    image = Image.open(path).convert("RGB")
     side, size = min(image.size), told["input_size"]
     left, top = (image.width - side) / 2, (image.height - side) / 2
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
@@ -68,7 +68,7 @@ def test_a_stranger_can_follow_the_documented_preprocessing(folders: dict[str, P
     session = onnxruntime.InferenceSession(out / "model.onnx")
     (logits,) = session.run(["logits"], {"input": pixels.transpose(2, 0, 1)[None].astype(np.float32)})
     weights = np.exp(logits[0] / told["temperature"])
-    ((label, probability), *_) = Predictor.load(folders["model"]).predict([picture])[0]
+    ((label, probability), *_) = Predictor.load(folders["model"]).predict([path])[0]
     assert told["class_names"][logits[0].argmax()] == label
     # another build of the same filter rounds differently: see objrec/images/resize.py
     assert weights.max() / weights.sum() == pytest.approx(probability, abs=2e-3)
@@ -94,7 +94,7 @@ def test_int8_is_a_model_folder_with_its_accuracy_beside_the_original(
     card = ModelCard.load(out / "int8")
     assert card.model_dump()["quantization"] == {"precision": "int8", "calibration_images": 10}
     accuracy, report = evaluate(tmp_path / "evaluated", model_dir=out / "int8", test_dir=folders["test"])
-    assert accuracy["accuracy"] * 101 == pytest.approx(check["accuracy"] * 100)  # there the broken picture counts
+    assert accuracy["accuracy"] * 101 == pytest.approx(check["accuracy"] * 100)  # there the broken image counts
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("int8"))
     assert f"{check['accuracy']:.4f}" in line and f"{check['original_accuracy']:.4f}" in line
     assert (report / "report.html").is_file()
@@ -110,8 +110,8 @@ def saturating_sum(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def test_int8_weights_are_the_same_model_on_every_processor(folders: dict[str, Path], tmp_path: Path) -> None:
     """No activation can make a pair of products leave 16 bits, whatever this processor's own kernels are."""
-    pictures = sorted(folders["train"].glob("*/*.jpg"))[:8]
-    path = tuning.quantize(Predictor.load(folders["model"]), pictures, folders["model"], tmp_path / "int8.onnx")
+    images = sorted(folders["train"].glob("*/*.jpg"))[:8]
+    path = tuning.quantize(Predictor.load(folders["model"]), images, folders["model"], tmp_path / "int8.onnx")
     graph = onnx.load(path).graph
     constants = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
     sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
@@ -183,7 +183,7 @@ def test_every_format_of_a_real_backbone(tmp_path: Path) -> None:
         training_data_fingerprint="0" * 64,
         metrics={},
     )
-    test = write_pictures(tmp_path / "test", CLASSES, count=5)
+    test = write_images(tmp_path / "test", CLASSES, count=5)
     arguments = [f"model_dir={tmp_path / 'model'}", f"test_dir={test}", f"export_dir={tmp_path / 'out'}"]
     run([*arguments, "export.formats=[onnx,torch_export]"])
     checks = checks_of(tmp_path / "out")

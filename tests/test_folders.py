@@ -1,4 +1,4 @@
-"""Listing and fingerprinting folders of <class>/<picture>."""
+"""Listing and fingerprinting folders of <class>/<image>."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_fingerprint_is_of_the_content(split: Path, tmp_path: Path) -> None:
     shutil.copytree(split, other)
     (other / "cat" / "0.png").rename(other / "cat" / "z.png")
     os.utime(other / "cat" / "z.png", (0, 0))
-    (other / "cat" / "notes.txt").write_text("not a picture")
+    (other / "cat" / "notes.txt").write_text("not an image")
     assert fingerprint(other) == before
     (other / "cat" / "z.png").rename(other / "dog" / "z.png")
     assert fingerprint(other) != before

@@ -21,7 +21,7 @@ from objrec.ingest.selection import CandidateOutcome, CandidateSelection
 from objrec.sources.base import Candidate
 from objrec.steps.base import restrict
 from objrec.steps.ingest import STEP
-from tests.test_sources_local import picture, write_folder, write_zip
+from tests.test_sources_local import image, write_folder, write_zip
 
 
 def ingest(target: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def test_the_sample_gives_exactly_what_was_asked_and_twice_the_same(tmp_path: Pa
 
 
 def test_a_folder_with_every_fault(tmp_path: Path) -> None:
-    good = [picture(i) for i in range(8)]
+    good = [image(i) for i in range(8)]
     files = {f"cat/{i}.jpg": good[i] for i in range(4)} | {f"dog/{i}.jpg": good[i] for i in range(4, 8)}
     faults = {
         "cat/again.jpg": good[0],
@@ -65,7 +65,7 @@ def test_a_folder_with_every_fault(tmp_path: Path) -> None:
         "dog/empty.jpg": b"",
         "dog/text.jpg": b"<html>",
         "dog/cut.jpg": good[5][: len(good[5]) // 2],
-        "dog/small.jpg": picture(9, (20, 20)),
+        "dog/small.jpg": image(9, (20, 20)),
     }
     path = write_zip(tmp_path / "a.zip", files | faults)
     rows = ingest(tmp_path / "out", "source=folder", f"source.path={path}")
@@ -80,7 +80,7 @@ def test_a_folder_with_every_fault(tmp_path: Path) -> None:
 
 
 def test_all_of_a_folder_is_taken_unless_a_number_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {f"{c}/{i}.jpg": picture(1000 * j + i) for j, c in enumerate("ab") for i in range(103)}
+    files = {f"{c}/{i}.jpg": image(1000 * j + i) for j, c in enumerate("ab") for i in range(103)}
     path = write_folder(tmp_path / "in", files | {"LICENSE.txt": b"words", "a/.DS_Store": b""})
     options = ["source=folder", f"source.path={path}"]
     rows = ingest(tmp_path / "out", *options)
@@ -93,13 +93,13 @@ def test_all_of_a_folder_is_taken_unless_a_number_is_given(tmp_path: Path, capsy
 
 def test_a_folder_with_names_that_are_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9/\xe9t\xe9.jpg")
-    path = write_folder(tmp_path / "in", {name: picture(1), "dog/b.jpg": picture(2)})
+    path = write_folder(tmp_path / "in", {name: image(1), "dog/b.jpg": image(2)})
     rows = ingest(tmp_path / "out", "source=folder", f"source.path={path}")
     assert {r["file"].split("/")[0] for r in rows} == {"café", "dog"}
 
 
 def test_bad_candidates_are_replaced(tmp_path: Path) -> None:
-    files = {f"{c}/{i}.jpg": picture(1000 * j + i) if i % 3 else b"bad" for j, c in enumerate("ab") for i in range(60)}
+    files = {f"{c}/{i}.jpg": image(1000 * j + i) if i % 3 else b"bad" for j, c in enumerate("ab") for i in range(60)}
     path = write_folder(tmp_path / "in", files)
     rows = ingest(tmp_path / "out", "source=folder", f"source.path={path}", "ingest.num_images=25")
     assert Counter(r["class"] for r in rows if r["status"] == "kept") == {"a": 25, "b": 25}
@@ -111,11 +111,11 @@ def test_bad_candidates_are_replaced(tmp_path: Path) -> None:
     "overrides, message",
     [
         (["classes.names=[cat,dgo]"], "no 'dgo'. Did you mean 'dog'"),
-        (["classes.names=[cat,dog]", "ingest.min_size=100"], "no usable picture .*ingest.min_size=50"),
+        (["classes.names=[cat,dog]", "ingest.min_size=100"], "no usable image .*ingest.min_size=50"),
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, overrides: list[str], message: str) -> None:
-    write_folder(tmp_path / "in", {"cat/a.jpg": picture(1), "dog/b.jpg": picture(2)})
+    write_folder(tmp_path / "in", {"cat/a.jpg": image(1), "dog/b.jpg": image(2)})
     with pytest.raises(UserError, match=message):
         ingest(tmp_path / "out", "source=folder", f"source.path={tmp_path / 'in'}", *overrides)
 
@@ -133,7 +133,7 @@ def outcome(class_name: str, number: int, content: int | None) -> CandidateOutco
     bits = int(hashlib.sha256(str(content // 3).encode()).hexdigest(), 16)  # 3k, 3k + 1 and 3k + 2 resemble each other
     rows, columns = (bits ^ (0b11111 << 5 * (content % 3))) & MASK, bits >> 64 & MASK
     found = ExaminedImage(sha256=sha, size=1, width=64, height=64, extension="jpg", rows=rows, columns=columns)
-    return CandidateOutcome(candidate=candidate, picture=found, exact=content % 5 == 0)
+    return CandidateOutcome(candidate=candidate, image=found, exact=content % 5 == 0)
 
 
 MASK = 2**64 - 1
@@ -167,4 +167,4 @@ def test_the_selection_does_not_depend_on_the_order_of_the_classes(
     first = fill(random.Random(seed))
     assert first == fill(random.Random(seed + 1))
     kept = Counter(r["sha256"] for r in first if r["status"] == "kept")
-    assert set(kept.values()) <= {1}, "no picture is kept for two classes"
+    assert set(kept.values()) <= {1}, "no image is kept for two classes"

@@ -26,7 +26,7 @@ from objrec.web.coding import Inflater
 from objrec.web.download import Downloader, Limits, redirect_target
 from objrec.web.failures import FetchError, retry_after
 from objrec.web.robots import Robots, refusal
-from tests.bad_server import BadServer, head, picture, whole
+from tests.bad_server import BadServer, head, image, whole
 
 LIMITS = Limits(
     timeout=3.0,
@@ -56,7 +56,7 @@ def fetch(url: str, limits: Limits = LIMITS) -> bytes:
 
 
 def fetch_status(url: str, limits: Limits = LIMITS) -> str:
-    """The status that a picture would get."""
+    """The status that an image would get."""
     try:
         examine(fetch(url, limits), max_pixels=50_000_000, min_size=32)
     except (FetchError, ImageError) as error:
@@ -80,7 +80,7 @@ def fetch_status(url: str, limits: Limits = LIMITS) -> str:
         ("busyyear", "http_429", 1),
         ("busyforever", "http_429", 3),
         ("truncated", "truncated", 3),
-        ("cutpicture", "corrupt", 1),
+        ("cutimage", "corrupt", 1),
         ("shortlength", "protocol", 1),
         ("nolength", "ok", 1),
         ("badlength", "protocol", 1),
@@ -171,7 +171,7 @@ def test_robots_txt_that_is_hard_to_get(server: BadServer, answers: list[bytes],
     assert fetch_status(server.url("/good/1.jpg"), replace(FAST_FAIL, robots=False)) == "ok"
 
 
-def test_a_host_without_a_readable_robots_txt_is_asked_once_for_all_pictures(server: BadServer) -> None:
+def test_a_host_without_a_readable_robots_txt_is_asked_once_for_all_images(server: BadServer) -> None:
     server.robots_answers = [whole(b"", status=503)]
 
     async def go() -> list[object]:
@@ -271,14 +271,14 @@ def test_a_service_and_its_images_have_a_pace_each(server: BadServer) -> None:
     assert asyncio.run(go(rate=10, interval=0, calls=5, images=11)) >= 1.0, "the service lifts the images' limit"
 
 
-def test_a_wait_for_a_busy_host_holds_for_all_its_pictures(server: BadServer) -> None:
+def test_a_wait_for_a_busy_host_holds_for_all_its_images(server: BadServer) -> None:
     async def go() -> list[bytes]:
         async with Downloader(replace(LIMITS, connections_per_host=1), contact=None, host_limits={}) as downloader:
             paths = [f"/busy/{i}.jpg" for i in range(2)]
             return await asyncio.gather(*(downloader.fetch(server.url(p)) for p in paths))
 
     started = time.monotonic()
-    assert asyncio.run(go()) == [picture(i) for i in range(2)]
+    assert asyncio.run(go()) == [image(i) for i in range(2)]
     assert time.monotonic() - started > 0.9
 
 
@@ -508,6 +508,6 @@ def test_a_client_of_the_endpoint_learns_nothing_of_the_names_behind_it(server: 
 
     urls = ("http://localhost/", "http://no-such-host.invalid/", "http://10.0.0.1/", "file:///etc/passwd", "nonsense")
     reasons = {reason(url) for url in (*urls, "http://168.63.129.16/", f"http://localhost:{server.port}/good/1.jpg")}
-    assert reasons == {"the picture could not be fetched: the URL does not lead to a public http or https address"}
+    assert reasons == {"the image could not be fetched: the URL does not lead to a public http or https address"}
     assert "127.0.0.1" not in reason("http://127.0.0.1:1/x.jpg", private=True)
     assert "HTTP 404" in reason(server.url("/404/1.jpg"), private=True)

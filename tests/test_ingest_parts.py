@@ -1,4 +1,4 @@
-"""The near-duplicate index, the examination of pictures, the store and the yield table."""
+"""The near-duplicate index, the examination of images, the store and the yield table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from objrec.images.decode import Decoded, ImageError, decode
-from objrec.images.hashing import hash_picture
+from objrec.images.hashing import hash_image
 from objrec.images.near_duplicates import NearbyIndex
 from objrec.ingest.examine import ExaminedImage, examine
 from objrec.ingest.progress import yield_table
 from objrec.ingest.selection import CandidateOutcome
 from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate
-from tests.bad_server import encoded, picture
+from tests.bad_server import encoded, image
 from tests.conftest import shared_file
 
 
@@ -55,7 +55,7 @@ def test_the_index_finds_what_comparing_all_finds(codes: list[int], flips: list[
     if all(10 <= half.bit_count() <= 54 for half in (asked >> 64, asked & (2**64 - 1))):
         assert found == near
     else:
-        assert found == [], "a picture without features resembles nothing"
+        assert found == [], "an image without features resembles nothing"
 
 
 def test_photographs_resemble_their_copies_and_no_others() -> None:
@@ -107,7 +107,7 @@ def verdict(data: bytes, *, full: bool) -> str:
 
 def test_damage_shows_as_it_would_at_full_size() -> None:
     """The reduced decoding of ``examine`` refuses what a full decoding refuses."""
-    data = picture(5, (640, 480))
+    data = image(5, (640, 480))
     progressive = encoded(Image.open(io.BytesIO(data)), "JPEG", progressive=True)
     for whole in (data, progressive):
         for tenth in range(1, 10):
@@ -123,9 +123,9 @@ def test_damage_shows_as_it_would_at_full_size() -> None:
         assert (found.width, found.height, found.extension, found.size) == (640, 480, "jpg", len(whole))
 
 
-def test_hashes_tell_rows_from_columns_of_the_upright_picture() -> None:
+def test_hashes_tell_rows_from_columns_of_the_upright_image() -> None:
     def hashes(image: Image.Image, orientation: int = 1) -> tuple[int, int, int]:
-        found = hash_picture(Decoded(np.asarray(image.convert("RGB")), *image.size, orientation))
+        found = hash_image(Decoded(np.asarray(image.convert("RGB")), *image.size, orientation))
         return found.rows, found.columns, found.coarse
 
     image = Image.linear_gradient("L")  # brighter downwards
@@ -135,8 +135,8 @@ def test_hashes_tell_rows_from_columns_of_the_upright_picture() -> None:
     assert hashes(image, 3) == (0, 0, 0), "upside down it grows darker"
 
 
-def test_the_store_survives_half_written_pictures(tmp_path: Path) -> None:
-    data = picture(1)
+def test_the_store_survives_half_written_images(tmp_path: Path) -> None:
+    data = image(1)
     found = examine(data, max_pixels=10**8, min_size=1)
     store = WebStore(tmp_path, limits="a")
     store.path(found.sha256).parent.mkdir(parents=True)
@@ -155,18 +155,16 @@ def test_the_store_remembers_outcomes_until_they_may_differ(tmp_path: Path) -> N
     def candidate(name: str) -> Candidate:
         return Candidate(class_name="cat", source="s", url=name)
 
-    found = examine(picture(1), max_pixels=10**8, min_size=1)
+    found = examine(image(1), max_pixels=10**8, min_size=1)
     store = WebStore(tmp_path, limits="a")
     outcomes = {
-        "ok": CandidateOutcome(candidate=candidate("ok"), picture=found),
+        "ok": CandidateOutcome(candidate=candidate("ok"), image=found),
         "gone": CandidateOutcome(candidate=candidate("gone"), status="http_404", reason="r"),
         "late": CandidateOutcome(candidate=candidate("late"), status="timeout", reason="r"),
         "small": CandidateOutcome(candidate=candidate("small"), status="too_small", reason="r"),
     }
     for name, outcome in outcomes.items():
-        store.record(
-            name, picture=outcome.picture, status=outcome.status, reason=outcome.reason, transient=name == "late"
-        )
+        store.record(name, image=outcome.image, status=outcome.status, reason=outcome.reason, transient=name == "late")
     assert all(store.recall(o.candidate, retry_transient=False) == o for o in outcomes.values())
     assert store.recall(candidate("late"), retry_transient=True) is None
     assert store.recall(candidate("new"), retry_transient=False) is None

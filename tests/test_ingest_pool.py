@@ -1,4 +1,4 @@
-"""The processes that examine pictures: one that dies, hangs or cannot start."""
+"""The processes that examine images: one that dies, hangs or cannot start."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from objrec.ingest.examiner import Examiner, Setup
 from objrec.ingest.pool import ExaminerDied, ExaminerPool
 from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate
-from tests.bad_server import picture
+from tests.bad_server import image
 
-# An examiner whose decoder misbehaves on command, for no picture is known that ends the real one.
+# An examiner whose decoder misbehaves on command, for no image is known that ends the real one.
 FAULTY = """
 import os, signal, time
 from objrec.ingest import examiner
@@ -52,8 +52,8 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def statuses(pool: ExaminerPool, pictures: list[bytes]) -> list[str]:
-    """What comes of pictures that are all handed in at once."""
+async def statuses(pool: ExaminerPool, images: list[bytes]) -> list[str]:
+    """What comes of images that are all handed in at once."""
 
     async def one(data: bytes) -> str:
         try:
@@ -62,31 +62,31 @@ async def statuses(pool: ExaminerPool, pictures: list[bytes]) -> list[str]:
             return str(error)
         return found.sha256
 
-    return await asyncio.gather(*map(one, pictures))
+    return await asyncio.gather(*map(one, images))
 
 
-def test_many_pictures_in_several_processes(tmp_path: Path) -> None:
-    pictures = [picture(i, (300, 200)) if i % 10 else b"junk" for i in range(120)]
+def test_many_images_in_several_processes(tmp_path: Path) -> None:
+    images = [image(i, (300, 200)) if i % 10 else b"junk" for i in range(120)]
 
     async def go() -> list[str]:
         async with ExaminerPool(setup(tmp_path), most=3) as pool:
-            return await statuses(pool, pictures)
+            return await statuses(pool, images)
 
     found = asyncio.run(go())
     assert [f for i, f in enumerate(found) if i % 10] == [
-        hashlib.sha256(p).hexdigest() for i, p in enumerate(pictures) if i % 10
+        hashlib.sha256(p).hexdigest() for i, p in enumerate(images) if i % 10
     ]
     assert all(f.startswith("unsupported") for f in found[::10])
-    assert {p.read_bytes() for p in (tmp_path / "out/cat").iterdir()} == {p for p in pictures if p != b"junk"}
+    assert {p.read_bytes() for p in (tmp_path / "out/cat").iterdir()} == {p for p in images if p != b"junk"}
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_process_that_dies_costs_only_its_picture(faulty: Path, most: int) -> None:
-    pictures = [picture(i) if i not in (5, 6, 20) else b"crash" for i in range(40)]
+def test_a_process_that_dies_costs_only_its_image(faulty: Path, most: int) -> None:
+    images = [image(i) if i not in (5, 6, 20) else b"crash" for i in range(40)]
 
     async def go() -> list[str]:
         async with ExaminerPool(setup(faulty), most=most) as pool:
-            return await statuses(pool, pictures)
+            return await statuses(pool, images)
 
     found = asyncio.run(go())
     assert {i: f for i, f in enumerate(found) if len(f) != 64} == dict.fromkeys(
@@ -94,17 +94,17 @@ def test_a_process_that_dies_costs_only_its_picture(faulty: Path, most: int) -> 
     )
 
 
-def test_a_picture_that_takes_for_ever_is_given_up(faulty: Path) -> None:
+def test_a_image_that_takes_for_ever_is_given_up(faulty: Path) -> None:
     async def go() -> list[str]:
         async with ExaminerPool(setup(faulty), most=1, patience=0.5) as pool:
-            return await statuses(pool, [picture(1), b"hang", picture(2)])
+            return await statuses(pool, [image(1), b"hang", image(2)])
 
     first, hung, second = asyncio.run(go())
     assert hung == "decoding it took too long"
     assert len(first) == len(second) == 64
 
 
-def test_a_defect_of_ours_is_no_fault_of_the_picture(faulty: Path) -> None:
+def test_a_defect_of_ours_is_no_fault_of_the_image(faulty: Path) -> None:
     async def go() -> None:
         async with ExaminerPool(setup(faulty), most=1) as pool:
             await pool.examine("target", "cat", b"defect")
@@ -116,7 +116,7 @@ def test_a_defect_of_ours_is_no_fault_of_the_picture(faulty: Path) -> None:
 def test_processes_that_cannot_start_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def go() -> None:
         async with ExaminerPool(setup(tmp_path), most=2) as pool:
-            await pool.examine("target", "cat", picture(1))
+            await pool.examine("target", "cat", image(1))
 
     monkeypatch.setattr(pool_module, "COMMAND", ("-c", "raise SystemExit(3)"))
     with pytest.raises(RuntimeError, match=r"did not start.*exit 3"):
@@ -135,10 +135,10 @@ def test_a_download_is_recorded_before_it_is_written(tmp_path: Path, monkeypatch
     store = WebStore(tmp_path / "store", limits="a")
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no room"):
         patched.setattr(WebStore, "write", full)
-        Examiner(setup(tmp_path)).examine("store", "http://a/1.jpg", picture(1))
+        Examiner(setup(tmp_path)).examine("store", "http://a/1.jpg", image(1))
     candidate = Candidate(class_name="cat", source="s", url="http://a/1.jpg")
     known = store.recall(candidate, retry_transient=False)
-    assert known is not None and known.picture is not None and not store.has(known.picture.sha256)
+    assert known is not None and known.image is not None and not store.has(known.image.sha256)
     store.close()
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from tests.bad_server import BadServer, picture
+from tests.bad_server import BadServer, image
 from tests.test_ingest import check, ingest, tree
 
 FAST = [
@@ -31,7 +31,7 @@ FAST = [
     "ingest.retries=1",
     "source.interval=0",
 ]
-FAULTS = ("404", "403", "410", "500", "busyforever", "truncated", "cutpicture", "endless", "gzipbomb", "html", "empty")
+FAULTS = ("404", "403", "410", "500", "busyforever", "truncated", "cutimage", "endless", "gzipbomb", "html", "empty")
 FAULTS += ("junk", "loop", "tofile", "optout", "bomb", "small", "declaredlarge", "badlength", "busyyear")
 
 
@@ -79,8 +79,8 @@ def test_exactly_what_was_asked_from_a_third_of_bad_urls(server: BadServer, tmp_
     assert (credited["license"], credited["creator"]) == expected[source]
 
 
-def test_the_classes_end_with_the_same_pictures_however_slow_the_answers(server: BadServer, tmp_path: Path) -> None:
-    """Pictures that two classes share, duplicates and near-duplicates, in the same data set run after run."""
+def test_the_classes_end_with_the_same_images_however_slow_the_answers(server: BadServer, tmp_path: Path) -> None:
+    """Images that two classes share, duplicates and near-duplicates, in the same data set run after run."""
     server.offer("cat", ["/good/1", "/good/2", "/same/1", "/good/3", "/good/4", "/resized/2", "/good/5", "/good/6"])
     server.offer("dog", ["/good/11", "/same/2", "/good/12", "/good/4", "/good/13", "/404/1", "/resized/3", "/good/14"])
     overrides = settings(server, "openverse", "classes.names=[cat,dog]", "ingest.num_images=4")
@@ -154,7 +154,7 @@ def test_an_outcome_holds_only_under_the_settings_that_made_it(
     (tmp_path / "list.csv").write_text("url,class\n" + rows)
     overrides = ["source=urls", f"source.path={tmp_path / 'list.csv'}", *FAST, "ingest.retries=0"]
     overrides = [o for o in overrides if not o.startswith("source.interval")]
-    with pytest.raises(UserError, match="no usable picture"):
+    with pytest.raises(UserError, match="no usable image"):
         ingest(tmp_path / "a", *overrides, first)
     assert kept(ingest(tmp_path / "b", *overrides, then)) == {"cat": 2, "dog": 2}
 
@@ -174,7 +174,7 @@ def test_refresh_runs_the_step_again() -> None:
     assert load_config(["ingest.refresh=false"]).force == []
 
 
-def test_a_damaged_picture_in_the_store_is_fetched_again(server: BadServer, tmp_path: Path) -> None:
+def test_a_damaged_image_in_the_store_is_fetched_again(server: BadServer, tmp_path: Path) -> None:
     server.offer("cat", ["/good/1", "/good/2"])
     server.offer("dog", ["/good/3", "/good/4"])
     overrides = settings(server, "openverse", "classes.names=[cat,dog]", "ingest.num_images=2")
@@ -202,7 +202,7 @@ def test_several_sources_in_order(server: BadServer, tmp_path: Path) -> None:
     assert {r["source"] for r in rows if r["class"] == "dog"} == {"openverse"}
 
 
-def test_a_picture_of_the_wrong_licence_is_not_even_fetched(server: BadServer, tmp_path: Path) -> None:
+def test_a_image_of_the_wrong_licence_is_not_even_fetched(server: BadServer, tmp_path: Path) -> None:
     for name, start in (("cat", 0), ("dog", 100)):
         server.catalog[name] = [
             {"path": f"/good/{start + i}.jpg", "license": code}
@@ -227,10 +227,10 @@ def test_a_class_ends_in_time_and_keeps_what_it_has(server: BadServer, tmp_path:
     assert "class cat stopped" in (tmp_path / "out/ingest_report.html").read_text()
 
 
-def test_a_class_without_any_picture_is_an_error_that_says_why(server: BadServer, tmp_path: Path) -> None:
+def test_a_class_without_any_image_is_an_error_that_says_why(server: BadServer, tmp_path: Path) -> None:
     server.offer("cat", ["/good/1"])
     server.offer("dog", ["/404/1", "/small/2", "/404/3"])
-    with pytest.raises(UserError, match=r"class 'dog': no usable picture \(2 http_404, 1 too_small\)"):
+    with pytest.raises(UserError, match=r"class 'dog': no usable image \(2 http_404, 1 too_small\)"):
         ingest(tmp_path / "out", *settings(server, "openverse", "classes.names=[cat,dog]"))
 
 
@@ -298,7 +298,7 @@ def test_killed_ten_times(server: BadServer, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_stays_flat(server: BadServer, tmp_path: Path) -> None:
-    """Five times the pictures, endless bodies and bombs among them, in the same memory."""
+    """Five times the images, endless bodies and bombs among them, in the same memory."""
 
     def peak(count: int, start: int) -> int:
         for j, name in enumerate(("cat", "dog")):
@@ -337,4 +337,4 @@ def test_the_report_holds_no_markup_from_outside(server: BadServer, tmp_path: Pa
     assert page.count("data:image/jpeg;base64,") == 4
     credits = (tmp_path / "out/ATTRIBUTION.md").read_text()
     assert "<script" not in credits and "javascript" not in credits
-    assert all(json.dumps(r) for r in rows) and picture(0)
+    assert all(json.dumps(r) for r in rows) and image(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_kit import make_pictures
+from serving_kit import make_images
 
 from objrec.config.errors import UserError
 from objrec.datamodules.origin import find_origin
@@ -18,7 +18,7 @@ from objrec.models.card import file_sha256
 
 @pytest.fixture
 def train_dir(tmp_path: Path) -> Path:
-    return make_pictures(tmp_path / "train", per_class=2)
+    return make_images(tmp_path / "train", per_class=2)
 
 
 def describe(folder: Path, **changes: Any) -> Listing:
@@ -44,7 +44,7 @@ def test_a_split_of_preprocess_names_its_raw_images(train_dir: Path) -> None:
 
 def test_other_crops_of_the_same_raw_images_are_the_same_data(train_dir: Path, tmp_path: Path) -> None:
     before = find_origin(describe(train_dir), range(6))
-    other = make_pictures(tmp_path / "other", per_class=2, first=10)
+    other = make_images(tmp_path / "other", per_class=2, first=10)
     for new, old in zip(sorted(other.rglob("*.jpg")), sorted(train_dir.rglob("*.jpg")), strict=True):
         new.rename(new.with_name(old.name))
     after = find_origin(describe(other), range(6))

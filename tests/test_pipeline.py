@@ -72,18 +72,18 @@ def test_force_runs_again(workdir: Path) -> None:
 def test_a_damaged_output_is_found_and_rebuilt(workdir: Path, harm: str) -> None:
     record, _ = run(SMALL)
     folder = Path(record.step("preprocess").outputs["train_dir"])
-    picture = next(folder.glob("*/*.jpg"))
+    image = next(folder.glob("*/*.jpg"))
     good = digest_of(scan(folder))
     if harm == "truncate":
-        picture.write_bytes(picture.read_bytes()[:100])
+        image.write_bytes(image.read_bytes()[:100])
     elif harm == "flip":
-        data = bytearray(picture.read_bytes())
+        data = bytearray(image.read_bytes())
         data[200] ^= 1
-        picture.write_bytes(data)
+        image.write_bytes(data)
     elif harm == "delete":
-        picture.unlink()
+        image.unlink()
     elif harm == "extra":
-        (picture.parent / "stranger.jpg").write_bytes(b"x")
+        (image.parent / "stranger.jpg").write_bytes(b"x")
     else:
         (folder.parent / "manifest.json").write_text("{")
     record, _ = run(SMALL)
@@ -93,8 +93,8 @@ def test_a_damaged_output_is_found_and_rebuilt(workdir: Path, harm: str) -> None
 
 def test_the_same_bytes_with_other_times_are_accepted(workdir: Path) -> None:
     record, _ = run(SMALL)
-    for picture in Path(record.step("preprocess").outputs["train_dir"]).glob("*/*.jpg"):
-        os.utime(picture, (1, 1))
+    for image in Path(record.step("preprocess").outputs["train_dir"]).glob("*/*.jpg"):
+        os.utime(image, (1, 1))
     assert statuses(SMALL) == {"ingest": "reused", "preprocess": "reused"}
 
 
@@ -105,8 +105,8 @@ def test_a_changed_folder_of_the_users_is_noticed_by_content(workdir: Path) -> N
     (mine / "manifest.jsonl").unlink()
     overrides = ["source=folder", f"source.path={mine}", *SMALL[1:]]
     assert statuses(overrides)["ingest"] == "ran"
-    for picture in mine.glob("*/*"):
-        os.utime(picture, (5, 5))
+    for image in mine.glob("*/*"):
+        os.utime(image, (5, 5))
     moved = workdir / "moved"
     mine.rename(moved)
     overrides[1] = f"source.path={moved}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_kit import CLASSES, make_model, make_pictures, picture, put_in_registry, running_service, to_bytes
+from serving_kit import CLASSES, image, make_images, make_model, put_in_registry, running_service, to_bytes
 
 from objrec import predict
 from objrec.deployment.service import Service
@@ -31,13 +31,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a registry, a model folder and pictures."""
+    """A folder with a registry, a model folder and images."""
     root = tmp_path_factory.mktemp("place")
     make_model(root / "model")
-    make_pictures(root / "pictures", per_class=2)
+    make_images(root / "images", per_class=2)
     record = put_in_registry(root / "registry", root / "model")
     FolderRegistry(root / "registry").promote(record)
-    (root / "bad.jpg").write_bytes(b"not a picture")
+    (root / "bad.jpg").write_bytes(b"not an image")
     return root
 
 
@@ -61,25 +61,25 @@ def run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     return call
 
 
-def test_a_picture_by_the_model_in_production(place: Path, run: Run) -> None:
-    out, _ = run(place / "pictures/red/0000.jpg", "--registry", place / "registry", "--top-k", 2)
+def test_a_image_by_the_model_in_production(place: Path, run: Run) -> None:
+    out, _ = run(place / "images/red/0000.jpg", "--registry", place / "registry", "--top-k", 2)
     assert len(out) == 1 and out[0].split("  ")[1].startswith("red ") and len(out[0].split("  ")) == 3
 
 
-def test_folder_glob_names_on_stdin_and_a_picture_on_stdin_agree(place: Path, run: Run) -> None:
+def test_folder_glob_names_on_stdin_and_a_image_on_stdin_agree(place: Path, run: Run) -> None:
     model = ["--model", place / "model", "--json"]
-    folder, _ = run(place / "pictures", *model)
-    pattern, _ = run(place / "pictures" / "*" / "*.jpg", *model)
+    folder, _ = run(place / "images", *model)
+    pattern, _ = run(place / "images" / "*" / "*.jpg", *model)
     names = "\n".join(json.loads(line)["image"] for line in folder).encode()
     listed, _ = run("-", *model, stdin=names)
     assert folder == pattern == listed and len(folder) == 6
     assert [json.loads(line)["label"] for line in folder] == [c for c in sorted(CLASSES) for _ in range(2)]
-    piped, _ = run("-", *model, stdin=(place / "pictures/blue/0000.jpg").read_bytes())
+    piped, _ = run("-", *model, stdin=(place / "images/blue/0000.jpg").read_bytes())
     assert json.loads(piped[0]) == {**json.loads(folder[0]), "image": "stdin"}
 
 
 def test_json_is_what_the_endpoint_answers(place: Path, run: Run, live: Service) -> None:
-    file = place / "pictures/green/0001.jpg"
+    file = place / "images/green/0001.jpg"
     here, _ = run(file, "--model", place / "model", "--json")
     there, _ = run(file, "--endpoint", live.url, "--key", "k", "--json")
     scored, _ = run(file, "--endpoint", f"{live.url}/score", "--key", "k", "--json")
@@ -93,7 +93,7 @@ def test_json_is_what_the_endpoint_answers(place: Path, run: Run, live: Service)
 
 
 def test_csv(place: Path, run: Run) -> None:
-    out, _ = run(place / "pictures/blue", place / "bad.jpg", "--model", place / "model", "--csv", status=1)
+    out, _ = run(place / "images/blue", place / "bad.jpg", "--model", place / "model", "--csv", status=1)
     rows = list(csv.DictReader(out))
     assert [r["label"] for r in rows] == ["blue", "blue", ""] and rows[2]["error"]
     assert 0.5 < float(rows[0]["probability"]) <= 1 and rows[0]["others"].count(":") == 2
@@ -101,8 +101,8 @@ def test_csv(place: Path, run: Run) -> None:
 
 def test_bad_files_are_reported_counted_and_harm_no_other(place: Path, run: Run, live: Service) -> None:
     for where in (["--model", place / "model"], ["--endpoint", live.url, "--key", "k"]):
-        out, said = run(place / "bad.jpg", place / "nothing.jpg", place / "pictures/red", *where, status=1)
-        assert len(out) == 2 and "bad.jpg: not a picture" in said and "nothing.jpg: no such file" in said
+        out, said = run(place / "bad.jpg", place / "nothing.jpg", place / "images/red", *where, status=1)
+        assert len(out) == 2 and "bad.jpg: not an image" in said and "nothing.jpg: no such file" in said
         assert "2 of 4 could not be labelled" in said
     out, _ = run(place / "bad.jpg", "--model", place / "model", "--json", status=1)
     assert set(json.loads(out[0])) == {"image", "error"}
@@ -111,7 +111,7 @@ def test_bad_files_are_reported_counted_and_harm_no_other(place: Path, run: Run,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "name a picture"),
+        ([], "name an image"),
         (["x.jpg", "--top-k", "0"], "at least 1"),
         (["x.jpg", "--json", "--csv"], "contradict"),
         (["x.jpg", "--model", "m", "--endpoint", "http://127.0.0.1:1"], "contradict"),
@@ -129,7 +129,7 @@ def test_mistakes_are_said_in_a_line(arguments: list[str], words: str, run: Run)
 def test_empty_folders_and_patterns_are_failures(place: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     _, said = run(tmp_path / "empty", tmp_path / "*.jpg", "--model", place / "model", status=1)
-    assert "no pictures in this folder" in said and "nothing matches" in said
+    assert "no images in this folder" in said and "nothing matches" in said
 
 
 def test_urls(place: Path, run: Run) -> None:
@@ -142,7 +142,7 @@ def test_urls(place: Path, run: Run) -> None:
     base = f"http://127.0.0.1:{server.server_port}"
     try:
         model = ["--model", place / "model"]
-        out, said = run(f"{base}/pictures/red/0000.jpg", "--image_url", f"{base}/none.jpg", *model, status=1)
+        out, said = run(f"{base}/images/red/0000.jpg", "--image_url", f"{base}/none.jpg", *model, status=1)
         assert len(out) == 1 and "  red " in out[0] and "none.jpg: status 404" in said
         _, said = run("--image_url", "http://127.0.0.1:9/x.jpg", *model, status=1)
         assert "Connection refused" in said
@@ -151,12 +151,12 @@ def test_urls(place: Path, run: Run) -> None:
         server.server_close()
 
 
-def test_memory_is_flat_and_order_is_kept_over_ten_thousand_pictures() -> None:
+def test_memory_is_flat_and_order_is_kept_over_ten_thousand_images() -> None:
     data = b"x" * 50_000
 
-    def pictures() -> Iterator[predict.Picture]:
+    def images() -> Iterator[predict.Image]:
         for i in range(10_000):
-            yield predict.Picture(str(i), bytes(data) + bytes([i % 256]))
+            yield predict.Image(str(i), bytes(data) + bytes([i % 256]))
 
     def classify(given: bytes) -> tuple[predict.Ranked, str, bool]:
         if given[-1] == 7:
@@ -166,7 +166,7 @@ def test_memory_is_flat_and_order_is_kept_over_ten_thousand_pictures() -> None:
     tracemalloc.start()
     try:
         failed = 0
-        for i, result in enumerate(predict.label(pictures(), classify, workers=2)):
+        for i, result in enumerate(predict.label(images(), classify, workers=2)):
             assert result.name == str(i)
             failed += result.error is not None
         _, peak = tracemalloc.get_traced_memory()
@@ -177,7 +177,7 @@ def test_memory_is_flat_and_order_is_kept_over_ten_thousand_pictures() -> None:
 
 def test_the_documented_python_call(place: Path) -> None:
     predictor = Predictor.load(place / "model")
-    (first, second) = predictor.predict([place / "pictures/red/0000.jpg", to_bytes(picture("green", 0))], top_k=1)
+    (first, second) = predictor.predict([place / "images/red/0000.jpg", to_bytes(image("green", 0))], top_k=1)
     assert first[0][0] == "red" and second[0][0] == "green" and len(first) == 1
 
 
@@ -187,7 +187,7 @@ def test_a_label_takes_none_of_the_heavy_libraries(place: Path) -> None:
         "print(sorted({'torch', 'hydra', 'fastapi', 'lightning', 'onnx'} & set(sys.modules)), file=sys.stderr)\n"
         "sys.exit(status)"
     )
-    arguments = [str(place / "pictures/red/0000.jpg"), "--registry", str(place / "registry")]
+    arguments = [str(place / "images/red/0000.jpg"), "--registry", str(place / "registry")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, check=True

@@ -1,4 +1,4 @@
-"""``predict.py`` and odd files, names and streams: each costs its picture at most."""
+"""``predict.py`` and odd files, names and streams: each costs its image at most."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ JPEG = b"\xff\xd8\xff" + bytes(200)
 
 def found(*names: Any, stdin: bytes | None = b"") -> list[sources.ImageInput]:
     text = None if stdin is None else io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin)))  # type: ignore[arg-type]
-    return list(sources.pictures_of([str(name) for name in names], text))
+    return list(sources.images_of([str(name) for name in names], text))
 
 
 def become_of(*names: Any, stdin: bytes = b"") -> dict[str, str | None]:
-    """Return name -> error of pictures whose bytes only are read."""
+    """Return name -> error of images whose bytes only are read."""
     results = predict.label(found(*names, stdin=stdin), lambda data: ([("a", 1.0)], "v", False), workers=2)
     return {Path(result.name).name: result.error for result in results}
 
@@ -65,7 +65,7 @@ def test_pipes_devices_sockets_and_huge_files_in_a_folder_are_errors(tmp_path: P
     assert set(become_of("-", stdin=listed.encode()).values()) == {"not a regular file"}
 
 
-def test_a_picture_of_the_largest_size_is_taken(tmp_path: Path, quick: None) -> None:
+def test_a_image_of_the_largest_size_is_taken(tmp_path: Path, quick: None) -> None:
     for size in (1000, 1001):
         (tmp_path / f"{size}.jpg").write_bytes(bytes(size))
     assert become_of(tmp_path) == {"1000.jpg": None, "1001.jpg": "larger than 1000 bytes"}
@@ -105,12 +105,12 @@ def test_standard_input_is_bounded(quick: None) -> None:
     assert become_of("-", stdin=JPEG + bytes(1000)) == {"stdin": "larger than 1000 bytes"}
     assert become_of("-", stdin=JPEG) == {"stdin": None}
     errors = become_of("-", stdin=b"x" * 200_000)
-    assert list(errors) == ["stdin"] and "neither a picture nor names" in (errors["stdin"] or "")
+    assert list(errors) == ["stdin"] and "neither an image nor names" in (errors["stdin"] or "")
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("first", [1, 3, 15, 16, 17])
-def test_a_picture_that_comes_in_pieces_is_no_list_of_names(first: int) -> None:
+def test_a_image_that_comes_in_pieces_is_no_list_of_names(first: int) -> None:
     reading, writing = os.pipe()
 
     def write() -> None:
@@ -122,9 +122,9 @@ def test_a_picture_that_comes_in_pieces_is_no_list_of_names(first: int) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     with os.fdopen(reading) as stdin:
-        (picture,) = sources.pictures_of(["-"], stdin)
+        (image,) = sources.images_of(["-"], stdin)
     writer.join()
-    assert picture.data == JPEG
+    assert image.data == JPEG
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_picture_that_comes_in_pieces_is_no_list_of_names(first: int) -> None:
 def test_names_on_stdin_are_read_whole(names: list[str], line_break: str) -> None:
     for end in ("", line_break):
         listed = found("-", stdin=(line_break.join(names) + end).encode())
-        assert [picture.name for picture in listed] == [name for name in names if name not in ("", "-")]
+        assert [image.name for image in listed] == [name for name in names if name not in ("", "-")]
 
 
 # --- names
@@ -180,10 +180,10 @@ def test_a_pattern_gives_no_file_twice(workdir: Path) -> None:
     for name in ("d/a.jpg", "d/e/b.jpg", "d/e/f/c.jpg"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_bytes(JPEG)
-    Path("d/link.jpg").symlink_to("a.jpg")  # another name is another picture
+    Path("d/link.jpg").symlink_to("a.jpg")  # another name is another image
     Path("d/e/circle").symlink_to("..")
     for pattern in ("d/**", "./d/**", "d/*", str(Path("d/**").absolute())):
-        names = [Path(picture.name).name for picture in found(pattern)]
+        names = [Path(image.name).name for image in found(pattern)]
         assert sorted(names) == ["a.jpg", "b.jpg", "c.jpg", "link.jpg"]
     assert len(found("d/a.jpg", "d/a.jpg")) == 2  # named twice, wanted twice
 
@@ -211,7 +211,7 @@ NASTY = ["=1+1.jpg", "-x.jpg", "@a.jpg", "+b.jpg", "\x1b[31mred\n.jpg"]
 
 @pytest.fixture
 def anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file is a picture."""
+    """Every file is an image."""
     answer: predict.Classify = lambda data: ([("=cmd", 0.75), ("b\x07", 0.25)], "v", False)  # noqa: E731
     monkeypatch.setattr(predict, "_local", lambda options: (answer, 1))
 
@@ -299,9 +299,9 @@ def test_closed_full_and_strict_streams(line: str, status: int | None, out: str,
     assert done.stderr.startswith(said) and done.stderr.count("\n") == (1 if said else 0) + (status == 1 and bool(said))
 
 
-def _picture_in(connection: socket.socket) -> bytes:
+def _image_in(connection: socket.socket) -> bytes:
     heard = b""
-    while b"\r\n\r\npicture " not in heard[:-1]:
+    while b"\r\n\r\nimage " not in heard[:-1]:
         heard += connection.recv(65536)
     return heard.partition(b"\r\n\r\n")[2]
 
@@ -310,19 +310,19 @@ def _picture_in(connection: socket.socket) -> bytes:
 @pytest.mark.parametrize(("status", "message"), [(130, "interrupted\n"), (2, "error: ")], ids=["interrupt", "error"])
 def test_an_endpoint_that_hangs_holds_up_no_end(status: int, message: str, tmp_path: Path) -> None:
     for name in "ab":
-        (tmp_path / f"{name}.jpg").write_bytes(b"picture " + name.encode())
+        (tmp_path / f"{name}.jpg").write_bytes(b"image " + name.encode())
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(20)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         program = [sys.executable, str(ROOT / "predict.py"), "a.jpg", "b.jpg", "--endpoint", url]
         with subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as started:
             both = [silent.accept()[0] for _ in range(2)]
-            asked = {_picture_in(connection): connection for connection in both}  # now they wait for their answers
+            asked = {_image_in(connection): connection for connection in both}  # now they wait for their answers
             began = time.monotonic()
             if status == 130:
                 started.send_signal(signal.SIGINT)
             else:
-                asked[b"picture a"].sendall(b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n")
+                asked[b"image a"].sendall(b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n")
             _, said = started.communicate(timeout=20)
             for connection in both:
                 connection.close()

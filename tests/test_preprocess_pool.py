@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_split import picture
+from test_split import image
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
@@ -115,7 +115,7 @@ def test_a_decoder_crash_costs_its_file_and_the_manifest_says_so(
     for name, base in (("cat", 0), ("dog", 100)):
         (tmp_path / "raw" / name).mkdir(parents=True)
         for i in range(20):
-            (tmp_path / "raw" / name / f"{i}.png").write_bytes(picture(base + i))
+            (tmp_path / "raw" / name / f"{i}.png").write_bytes(image(base + i))
     monkeypatch.setattr(dataset, "crop_numbered", crash_on)
     outputs = {f"{s}_dir": tmp_path / s for s in ("train", "valid", "test")}
     for folder in outputs.values():

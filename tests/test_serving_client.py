@@ -23,7 +23,7 @@ GOOD = {"label": "a", "probability": 1.0, "predictions": [{"label": "a", "probab
 
 @contextlib.contextmanager
 def saying(pieces: Iterable[bytes], pause: float = 0.0) -> Iterator[str]:
-    """A server that says the same to everybody, piece by piece. Pictures are ``x``."""
+    """A server that says the same to everybody, piece by piece. Images are ``x``."""
     pieces = list(itertools.islice(pieces, 100_000))
     listening = socket.create_server(("127.0.0.1", 0))
 
@@ -208,6 +208,6 @@ def test_a_key_that_no_header_carries(key: str, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://a b/", f"http://{'a' * 70}/", "http://127.0.0.1:9/é"])
-def test_an_address_of_a_picture_that_is_none(url: str) -> None:
+def test_an_address_of_a_image_that_is_none(url: str) -> None:
     with pytest.raises(OSError):
         client.download(url)

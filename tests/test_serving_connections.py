@@ -24,8 +24,8 @@ import pytest
 from serving_kit import (
     FAST,
     connect,
+    image,
     make_model,
-    picture,
     post,
     put_in_registry,
     read_all,
@@ -43,7 +43,7 @@ from objrec.model_registry.store import FolderRegistry
 from objrec.serving import logs
 from objrec.serving.http_protocol import LINGER_SECONDS, Protocol
 
-JPEG = to_bytes(picture("blue", 1))
+JPEG = to_bytes(image("blue", 1))
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
 
 
@@ -94,7 +94,7 @@ def answer_of(s: socket.socket) -> bytes:
         (b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", b"a", 404),
         (b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 100\r\n\r\n", b"a", 415),
     ],
-    ids=["a line break", "the rest of a body", "the rest of a picture"],
+    ids=["a line break", "the rest of a body", "the rest of an image"],
 )
 def test_bytes_that_begin_no_request_hold_no_connection(live: Service, first: bytes, more: bytes, status: int) -> None:
     with connect(live) as s:
@@ -137,7 +137,7 @@ def test_what_follows_an_early_answer_is_the_next_request(live: Service) -> None
 # --- who is answered before he has sent all
 
 
-def test_a_client_learns_that_its_picture_is_too_large_from_one_upload(live: Service, tmp_path: Path) -> None:
+def test_a_client_learns_that_its_image_is_too_large_from_one_upload(live: Service, tmp_path: Path) -> None:
     def told() -> float:
         rows = request(live.url, "GET", "/metrics").body.decode().splitlines()
         name = 'objrec_requests_total{path="/score",status="413"}'

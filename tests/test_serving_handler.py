@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_kit import CLASSES, make_model, picture, to_bytes
+from serving_kit import CLASSES, image, make_model, to_bytes
 
 from objrec.inference.predictor import Predictor
 from objrec.serving import request as handler
 from objrec.serving.request import RequestError
 
-JPEG = to_bytes(picture("green", 1))
+JPEG = to_bytes(image("green", 1))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_send_a_picture_gives_the_same_answer(way: str, predictor: Predictor) -> None:
+def test_every_way_to_send_a_image_gives_the_same_answer(way: str, predictor: Predictor) -> None:
     answer = handler.score(*WAYS[way], predictor)
     expected = predictor.predict([JPEG])[0]
     assert answer.status == 200 and answer.body["label"] == "green" == expected[0][0]
@@ -93,7 +93,7 @@ BAD: dict[str, tuple[bytes, str | None, int]] = {
     "empty": (b"", "image/jpeg", 422),
     "empty base64": (as_json(""), "application/json", 422),
     "text": (b"hello", "text/plain", 415),
-    "text as picture": (b"hello", "image/jpeg", 415),
+    "text as image": (b"hello", "image/jpeg", 415),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml", 415),
     "cut off": (JPEG[: len(JPEG) // 2], "image/jpeg", 422),
     "form without a file": (*form(('name="note"', "", b"hi")), 422),
@@ -121,7 +121,7 @@ def test_what_is_wrong_is_said_with_a_status(case: str, predictor: Predictor) ->
 
 
 def test_several_images_are_answered_in_a_list_and_fail_alone(predictor: Predictor) -> None:
-    blue = to_bytes(picture("blue", 1))
+    blue = to_bytes(image("blue", 1))
     texts = [base64.b64encode(data).decode() for data in (JPEG, b"hello", blue)]
     files = form(*[('name="file"; filename="a.jpg"', "", data) for data in (JPEG, b"hello", blue)])
     for body, kind in ((as_json(texts), "application/json"), files):

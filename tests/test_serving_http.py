@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving_kit import make_model, picture, post, request, running_service, to_bytes
+from serving_kit import image, make_model, post, request, running_service, to_bytes
 
 from objrec.deployment.service import Service
 
 PREFIX = "/models/colours"
-JPEG = {label: to_bytes(picture(label, 1)) for label in ("red", "green", "blue")}
+JPEG = {label: to_bytes(image(label, 1)) for label in ("red", "green", "blue")}
 TEXT = base64.b64encode(JPEG["blue"]).decode()
 
 
@@ -118,7 +118,7 @@ def test_tritons_client_chooses_outputs_and_reads_errors(triton: Any) -> None:
     assert [o["name"] for o in response["outputs"]] == ["label"] and response["id"] == "mine"
     for name, images, reason in (
         ("other", [JPEG["red"]], "named objrec"),
-        ("objrec", [JPEG["red"], b"hello"], "image 1: not a picture"),
+        ("objrec", [JPEG["red"], b"hello"], "image 1: not an image"),
         ("objrec", [JPEG["red"]] * 17, "more than 16"),
     ):
         with pytest.raises(InferenceServerException, match=reason):

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from serving_kit import connect, make_model, picture, post, read_all, request, running_service, to_bytes
+from serving_kit import connect, image, make_model, post, read_all, request, running_service, to_bytes
 
 from objrec.deployment.service import Service
 
-JPEG = to_bytes(picture("blue", 1))
+JPEG = to_bytes(image("blue", 1))
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -68,7 +68,7 @@ def test_what_fits_the_limits_is_answered(live: Service) -> None:
     assert send(live, b"GET /livez HTTP/1.0\r\n\r\n")[0] == 200  # which knows no Host
     whole = CHUNKED.replace(b"\r\n\r\n", b"\r\n" + CLOSE)
     assert send(live, whole + ONE_CHUNK + b"0\r\nX-Checksum: 1\r\n\r\n")[0] == 200
-    tiny = b"".join(b"1\r\n%c\r\n" % byte for byte in to_bytes(picture("blue", 1, size=(400, 300))))
+    tiny = b"".join(b"1\r\n%c\r\n" % byte for byte in to_bytes(image("blue", 1, size=(400, 300))))
     assert send(live, whole + tiny + b"0\r\n\r\n")[0] == 200  # each chunk takes six times its content
 
 

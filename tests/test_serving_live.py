@@ -21,8 +21,8 @@ from serving_kit import (
     CLASSES,
     Reply,
     connect,
+    image,
     make_model,
-    picture,
     post,
     read_all,
     request,
@@ -34,7 +34,7 @@ from objrec.deployment.service import Service
 from objrec.inference.predictor import Predictor
 from objrec.models.card import ModelCard
 
-JPEG = to_bytes(picture("blue", 1))
+JPEG = to_bytes(image("blue", 1))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[
 def test_the_answer_is_what_the_predictor_computes(live: Service, model_dir: Path) -> None:
     predictor = Predictor.load(model_dir)
     for label in CLASSES:
-        data = to_bytes(picture(label, 5))
+        data = to_bytes(image(label, 5))
         reply = post(live.url, json.dumps({"data": base64.b64encode(data).decode()}).encode(), "application/json")
         expected = predictor.predict([data])[0]
         given = [(p["label"], p["probability"]) for p in reply.body["predictions"]]
@@ -214,7 +214,7 @@ def test_a_client_that_leaves_in_the_middle_is_not_our_failure(
 
 
 def test_back_pressure_and_the_key(tmp_path: Path, model_dir: Path) -> None:
-    large = to_bytes(picture("red", 1, size=(2500, 2500)), "PNG")  # about a tenth of a second to decode
+    large = to_bytes(image("red", 1, size=(2500, 2500)), "PNG")  # about a tenth of a second to decode
     limits = ("serve.queue=0", "serve.workers=1", "serve.memory=1000000000")
     with running_service(tmp_path, model_dir, *limits, key="geheim") as started:
         refused = post(started.url, JPEG)

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving_kit import connect, make_model, picture, post, running_service, to_bytes
+from serving_kit import connect, image, make_model, post, running_service, to_bytes
 
 from objrec.deployment.service import Service
 from objrec.inference.predictor import Predictor
 from objrec.serving.memory import AUTO, MEBIBYTE, Memory
 from objrec.serving.request import RequestError, Upload
 
-JPEG = to_bytes(picture("blue", 1))
+JPEG = to_bytes(image("blue", 1))
 LARGEST = 20_000_000
 MARGIN = 40 * MEBIBYTE  # what connections and the allocator hold
 
@@ -123,7 +123,7 @@ def test_slow_large_bodies_keep_no_small_one_out(live: Service) -> None:
         for _ in range(64):
             s = stack.enter_context(connect(live))
             s.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGEST + bytes(100_000))
-        larger = to_bytes(picture("blue", 1, size=(900, 700)))
+        larger = to_bytes(image("blue", 1, size=(900, 700)))
         assert len(larger) > 65536 and post(live.url, larger).status == 200
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_kit import make_model, picture, running_service
+from serving_kit import image, make_model, running_service
 
 from objrec.deployment.service import Service
 
@@ -68,15 +68,15 @@ DROP = """([name, type, bytes]) => {
 
 
 @pytest.mark.browser
-def test_upload_a_picture_and_read_the_answer(page: Any, tmp_path: Path) -> None:
-    picture("green", 1, size=(200, 150)).save(tmp_path / "meadow.jpg")
+def test_upload_a_image_and_read_the_answer(page: Any, tmp_path: Path) -> None:
+    image("green", 1, size=(200, 150)).save(tmp_path / "meadow.jpg")
     assert "red, green, blue" in page.inner_text("#knows") and "90.0 %" in page.inner_text("#about")
     page.set_input_files("#file", tmp_path / "meadow.jpg")
     page.wait_for_selector(".label")
     assert page.inner_text(".label") == "green"
     assert page.locator(".bars li").count() == 3
     assert re.fullmatch(r"\d+\.\d %", page.inner_text(".bars li:first-child .value"))
-    assert page.get_attribute("#preview", "alt") == "Your picture meadow.jpg" and page.is_visible("#preview")
+    assert page.get_attribute("#preview", "alt") == "Your image meadow.jpg" and page.is_visible("#preview")
     assert "score" in page.inner_text("#curl") and "X-API-Key" in page.inner_text("#curl")
 
 
@@ -84,13 +84,13 @@ def test_upload_a_picture_and_read_the_answer(page: Any, tmp_path: Path) -> None
 def test_drop_a_text_file_and_read_the_error(page: Any) -> None:
     page.evaluate(DROP, ["notes.txt", "text/plain", list(b"hello")])
     page.wait_for_selector(".error")
-    assert "That is not a picture." in page.inner_text(".error")
+    assert "That is not an image." in page.inner_text(".error")
     assert page.is_hidden("#preview")
 
 
 @pytest.mark.browser
-def test_drop_a_picture_without_the_key(page: Any, tmp_path: Path) -> None:
-    picture("blue", 1).save(tmp_path / "sea.png")
+def test_drop_a_image_without_the_key(page: Any, tmp_path: Path) -> None:
+    image("blue", 1).save(tmp_path / "sea.png")
     page.fill("#key", "wrong")
     page.evaluate(DROP, ["sea.png", "image/png", list((tmp_path / "sea.png").read_bytes())])
     page.wait_for_selector(".error")

@@ -107,7 +107,7 @@ def test_threads_are_as_many_as_asked_for_from_then_on() -> None:
 
 
 class Counting:
-    """Answers each picture with its mean, and remembers the sizes of batches."""
+    """Answers each image with its mean, and remembers the sizes of batches."""
 
     runtime, precision, batched, own_threads = "fake", "fp32", True, False
 
@@ -150,7 +150,7 @@ def test_a_failed_batch_is_tried_one_by_one() -> None:
     assert answers == [1, "bad", 3, 4, 5, 6, 7, 8]
 
 
-def test_an_idle_model_takes_a_single_picture_at_once() -> None:
+def test_an_idle_model_takes_a_single_image_at_once() -> None:
     batcher = Batcher(Counting(), max_batch=8)
     started = time.perf_counter()
     batcher.logits(np.zeros((1, 2, 2, 3), np.uint8))

@@ -18,10 +18,10 @@ import pytest
 from serving_kit import (
     FAST,
     Load,
+    image,
     make_accuracy,
+    make_images,
     make_model,
-    make_pictures,
-    picture,
     post,
     put_in_registry,
     request,
@@ -44,7 +44,7 @@ from objrec.serving.settings import ServiceSettings
 from objrec.steps.base import restrict
 from objrec.steps.deploy import STEP
 
-JPEG = to_bytes(picture("red", 1))
+JPEG = to_bytes(image("red", 1))
 
 
 class Place:
@@ -52,7 +52,7 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.root, self.registry = root, FolderRegistry(root / "registry")
-        make_pictures(root / "test")
+        make_images(root / "test")
         self.first = make_model(root / "m1", seed=1)
         self.deploy(self.first, 0.9)
 
@@ -193,10 +193,10 @@ def test_a_model_that_cannot_be_taken_up_does_not_end_the_following(place: Place
     second, third = make_model(place.root / "m2", seed=2), make_model(place.root / "m3", seed=3)
     records = [put_in_registry(place.registry.root, folder) for folder in (second, third)]
     smoke = smoke_file(place.registry.root, records[0].sha256)
-    damaged = {"data": base64.b64encode(b"no picture").decode(), "probabilities": [1, 0, 0]}
-    smoke.write_text(json.dumps({"pictures": [damaged]}))
+    damaged = {"data": base64.b64encode(b"no image").decode(), "probabilities": [1, 0, 0]}
+    smoke.write_text(json.dumps({"images": [damaged]}))
     first = place.service.get("/version")[1]["model_version"]
-    for record, served, problem in ((records[0], first, "smoke picture"), (records[1], records[1].sha256, None)):
+    for record, served, problem in ((records[0], first, "smoke image"), (records[1], records[1].sha256, None)):
         place.registry.promote(record)
         deadline = time.monotonic() + 60
         while True:

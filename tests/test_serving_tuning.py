@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from serving_kit import CLASSES, make_model, make_pictures, picture, put_in_registry, to_bytes
+from serving_kit import CLASSES, image, make_images, make_model, put_in_registry, to_bytes
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
@@ -21,7 +21,7 @@ from objrec.inference import runtime_choice as tuning
 from objrec.inference.predictor import Predictor
 from objrec.inference.runtime_choice import Tuning, tuned_dir
 from objrec.inference.runtimes import NICER, Normalizer, OpenVinoSession, callers, is_installed
-from objrec.inference.smoke import Smoke, pictures_in_turns
+from objrec.inference.smoke import Smoke, images_in_turns
 from objrec.model_registry.store import FolderRegistry
 from objrec.models.card import ModelCard
 from objrec.serving.metrics import Metrics
@@ -42,8 +42,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"), per_class=30)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), per_class=30)
 
 
 def test_the_table_normalises_exactly_as_preprocessing_does(model_dir: Path) -> None:
@@ -122,13 +122,13 @@ def test_what_cannot_be_had_is_said(model_dir: Path) -> None:
         Predictor.load(model_dir, precision="bf16")
 
 
-def tune(model_dir: Path, folder: Path, pictures: Path, **options: object) -> Tuning:
+def tune(model_dir: Path, folder: Path, images: Path, **options: object) -> Tuning:
     predictor = Predictor.load(model_dir)
-    data = [to_bytes(picture(label, 99)) for label in CLASSES]
+    data = [to_bytes(image(label, 99)) for label in CLASSES]
     answers = [predictor.probabilities(predictor.pixels(d)[None])[0].tolist() for d in data]
     arguments = {
         "smoke": Smoke(data, answers),
-        "test_pictures": pictures_in_turns(pictures),
+        "test_images": images_in_turns(images),
         "runtime": "onnxruntime",
         "precision": "auto",
         "workers": 2,
@@ -139,47 +139,47 @@ def tune(model_dir: Path, folder: Path, pictures: Path, **options: object) -> Tu
     return tuning.tune(model_dir, folder, **arguments)  # type: ignore[arg-type]
 
 
-def test_int8_is_measured_and_may_serve(model_dir: Path, pictures: Path, tmp_path: Path) -> None:
-    found = tune(model_dir, tmp_path, pictures)
+def test_int8_is_measured_and_may_serve(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    found = tune(model_dir, tmp_path, images)
     int8 = next(c for c in found.candidates if c.precision == "int8")
-    assert int8.refused is None and int8.num_images == 90 - tuning.CALIBRATION_PICTURES
+    assert int8.refused is None and int8.num_images == 90 - tuning.CALIBRATION_IMAGES
     assert int8.accuracy_drop is not None and int8.accuracy_drop <= 0.1 and int8.milliseconds is not None
     assert found.choose("auto", "int8").name == "onnxruntime int8"
     assert Tuning.load(tmp_path) == found
     quantised = Predictor.load(model_dir, precision="int8", int8=tmp_path / "int8.onnx")
-    assert quantised.predict([to_bytes(picture("red", 7))])[0][0][0] == "red"
+    assert quantised.predict([to_bytes(image("red", 7))])[0][0][0] == "red"
 
 
 def test_int8_that_loses_too_much_is_refused(
-    model_dir: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = make_model(tmp_path / "wrong", mirrored=True) / "model.onnx"
     monkeypatch.setattr(tuning, "quantize", lambda *_: wrong)
-    monkeypatch.setitem(tuning.TOLERANCE, "int8", 1.0)  # past the smoke pictures, so that accuracy decides
-    found = tune(model_dir, tmp_path, pictures)
+    monkeypatch.setitem(tuning.TOLERANCE, "int8", 1.0)  # past the smoke images, so that accuracy decides
+    found = tune(model_dir, tmp_path, images)
     int8 = next(c for c in found.candidates if c.precision == "int8")
     assert int8.refused is not None and "loses 1.0000 of accuracy" in int8.refused
     assert found.choose("auto", "auto").precision == "fp32"
     with pytest.raises(UserError, match=r"loses 1\.0000 of accuracy"):
-        tune(model_dir, tmp_path, pictures, precision="int8")
+        tune(model_dir, tmp_path, images, precision="int8")
     monkeypatch.setitem(tuning.TOLERANCE, "int8", 0.1)
-    found = tune(model_dir, tmp_path, pictures)
+    found = tune(model_dir, tmp_path, images)
     assert "differs from the original" in str(found.candidates[1].refused)
 
 
-def test_a_small_test_set_means_fp32(model_dir: Path, pictures: Path, tmp_path: Path) -> None:
-    found = tune(model_dir, tmp_path, pictures, max_accuracy_drop=0.005)
+def test_a_small_test_set_means_fp32(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    found = tune(model_dir, tmp_path, images, max_accuracy_drop=0.005)
     assert "cannot show" in str(found.candidates[1].refused) and not (tmp_path / "int8.onnx").exists()
     assert found.choose("auto", "auto").name == "onnxruntime fp32"
 
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="needs openvino")
 def test_auto_takes_the_fastest_that_may_serve(
-    model_dir: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speeds = {"onnxruntime": 2.0, "openvino": 1.0}
     monkeypatch.setattr(tuning, "milliseconds", lambda p, **_: speeds[p.session.runtime])
-    found = tune(model_dir, tmp_path, pictures, runtime="auto", precision="fp32")
+    found = tune(model_dir, tmp_path, images, runtime="auto", precision="fp32")
     assert found.choose("auto", "auto").runtime == "openvino"
     assert found.choose("onnxruntime", "auto").runtime == "onnxruntime"
 
@@ -189,14 +189,14 @@ def live(registry_dir: Path, *overrides: str) -> ModelManager:
     return ModelManager(settings, Metrics(lambda: 0))
 
 
-def test_the_service_uses_what_was_found_and_guards_it(model_dir: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_service_uses_what_was_found_and_guards_it(model_dir: Path, images: Path, tmp_path: Path) -> None:
     record = put_in_registry(tmp_path, model_dir)
     FolderRegistry(tmp_path).promote(record)
     with pytest.raises(UserError, match="was not measured"):
         live(tmp_path, "serve.precision=int8").follow()
     probe.try_model(
         model_dir,
-        pictures,
+        images,
         tmp_path,
         accuracy=0.9,
         runtime="onnxruntime",
@@ -219,13 +219,13 @@ def test_the_service_uses_what_was_found_and_guards_it(model_dir: Path, pictures
 
 
 def test_a_model_that_no_longer_gives_its_smoke_answers_is_not_served(
-    model_dir: Path, pictures: Path, tmp_path: Path
+    model_dir: Path, images: Path, tmp_path: Path
 ) -> None:
     record = put_in_registry(tmp_path, model_dir)
     FolderRegistry(tmp_path).promote(record)
     smoke = tmp_path / "smoke" / f"{record.sha256}.json"
     smoke.parent.mkdir()
-    data = to_bytes(picture("red", 1))
+    data = to_bytes(image("red", 1))
     smoke.write_text(Smoke([data], [[0.0, 0.0, 1.0]]).dumps())
     models = live(tmp_path)
     with pytest.raises(UserError, match="before deployment: it is not served"):

@@ -23,7 +23,7 @@ from objrec.sources.folder import FolderSource
 from objrec.sources.sample import SampleSource
 
 
-def picture(tint: int = 0, size: tuple[int, int] = (40, 40)) -> bytes:
+def image(tint: int = 0, size: tuple[int, int] = (40, 40)) -> bytes:
     pixels = np.random.default_rng(tint).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
@@ -34,7 +34,7 @@ def folder_source(path: Path, max_entries: int = 1000, max_unpacked_bytes: int =
     return FolderSource(path=path, max_entries=max_entries, max_unpacked_bytes=max_unpacked_bytes)
 
 
-FILES = {"cat/a.jpg": picture(1), "cat/b.jpg": picture(2), "dog/c.jpg": picture(3)}
+FILES = {"cat/a.jpg": image(1), "cat/b.jpg": image(2), "dog/c.jpg": image(3)}
 
 
 def write_folder(path: Path, files: dict[str, bytes]) -> Path:
@@ -70,8 +70,8 @@ WRITERS: dict[str, Callable[[Path, dict[str, bytes]], Path]] = {
 
 
 @pytest.mark.parametrize("form", WRITERS)
-@pytest.mark.parametrize("top", ["", "pictures/"])
-def test_every_form_offers_the_same_pictures(tmp_path: Path, form: str, top: str) -> None:
+@pytest.mark.parametrize("top", ["", "images/"])
+def test_every_form_offers_the_same_images(tmp_path: Path, form: str, top: str) -> None:
     junk = {"__MACOSX/cat/._a.jpg": b"x", f"{top}.DS_Store": b"x"}
     source = folder_source(WRITERS[form](tmp_path / form, {**{top + n: d for n, d in FILES.items()}, **junk}))
     assert isinstance(source, LocalSource)
@@ -94,14 +94,14 @@ def images_of(source: FolderSource) -> dict[str, bytes | str]:
 
 @pytest.mark.parametrize("form", ["folder", "a.zip", "a.tar"])
 def test_every_file_has_a_class_or_is_a_stray(tmp_path: Path, form: str) -> None:
-    more = {"LICENSE.txt": b"words", "cat/sub/d.jfif": picture(4), ".net/e.jpg": picture(5), "cat/.DS_Store": b""}
+    more = {"LICENSE.txt": b"words", "cat/sub/d.jfif": image(4), ".net/e.jpg": image(5), "cat/.DS_Store": b""}
     write = {"folder": write_folder, "a.zip": write_zip, "a.tar": write_tar}[form]
     wrapped = {f"photos/{n}": d for n, d in (FILES | more).items() if n != ".net/e.jpg"}
     source = folder_source(write(tmp_path / form, wrapped | {"__MACOSX/photos/cat/._a.jpg": b"x"}))
     assert source.class_names() == ["cat", "dog"]
     assert {n for n, _ in source.strays} == {"photos/LICENSE.txt", "__MACOSX/photos/cat/._a.jpg"}
     read = images_of(source)
-    assert read["photos/cat/sub/d.jfif"] == picture(4) and "hidden" in str(read["photos/cat/.DS_Store"])
+    assert read["photos/cat/sub/d.jfif"] == image(4) and "hidden" in str(read["photos/cat/.DS_Store"])
     (tmp_path / "plain").mkdir()
     plain = folder_source(write(tmp_path / "plain" / form, FILES | more))
     assert plain.class_names() == [".net", "cat", "dog"] and plain.strays == [("LICENSE.txt", "in no class folder")]
@@ -162,10 +162,10 @@ def test_a_zip_that_cannot_be_read_says_why(tmp_path: Path, place: int, value: i
 
 @pytest.mark.parametrize("form", ["folder", "a.tar"])
 def test_names_that_are_not_utf8_are_read(tmp_path: Path, form: str) -> None:
-    files = {os.fsdecode(b"caf\xe9/\xe9t\xe9.jpg"): picture(1), "dog/c.jpg": picture(2)}
+    files = {os.fsdecode(b"caf\xe9/\xe9t\xe9.jpg"): image(1), "dog/c.jpg": image(2)}
     source = folder_source((write_folder if form == "folder" else write_tar)(tmp_path / form, files))
     assert source.class_names() == ["café", "dog"]
-    assert images_of(source) == {"caf\\udce9/\\udce9t\\udce9.jpg": picture(1), "dog/c.jpg": picture(2)}
+    assert images_of(source) == {"caf\\udce9/\\udce9t\\udce9.jpg": image(1), "dog/c.jpg": image(2)}
 
 
 def test_a_folder_s_file_that_cannot_be_read_now_is_an_error(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_folder_s_file_that_cannot_be_read_now_is_an_error(tmp_path: Path) -> 
         images_of(source)
 
 
-def test_a_picture_above_the_limit_is_not_read(tmp_path: Path) -> None:
+def test_a_image_above_the_limit_is_not_read(tmp_path: Path) -> None:
     source = folder_source(write_folder(tmp_path, FILES))
     with pytest.raises(ImageError, match="too_large"):
         source.read(next(source.candidates("cat")), max_bytes=100)
@@ -288,7 +288,7 @@ def test_the_sample_is_a_function_of_the_seed() -> None:
 
 
 @pytest.mark.parametrize("name", [*FIGURES, "apple", "Größe", "a b"])
-def test_the_sample_draws_pictures_of_usual_size(name: str) -> None:
+def test_the_sample_draws_images_of_usual_size(name: str) -> None:
     source = SampleSource(seed=3)
     for candidate in islice(source.candidates(name), 4):
         image = Image.open(io.BytesIO(source.read(candidate, max_bytes=10**6)))
@@ -302,10 +302,8 @@ def test_the_sample_needs_more_than_a_linear_model() -> None:
     source = SampleSource(seed=0)
 
     def pixels(name: str) -> np.ndarray:
-        pictures = [
-            Image.open(io.BytesIO(source.read(c, max_bytes=10**6))) for c in islice(source.candidates(name), 24)
-        ]
-        return np.stack([np.asarray(p.resize((16, 16)), dtype=np.float32).ravel() for p in pictures])
+        images = [Image.open(io.BytesIO(source.read(c, max_bytes=10**6))) for c in islice(source.candidates(name), 24)]
+        return np.stack([np.asarray(p.resize((16, 16)), dtype=np.float32).ravel() for p in images])
 
     data = {name: pixels(name) for name in FIGURES}
     means = np.stack([d[:16].mean(axis=0) for d in data.values()])

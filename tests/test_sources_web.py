@@ -546,10 +546,10 @@ def test_torchvision_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.slow
 def test_torchvision_itself(tmp_path: Path) -> None:
     from tests.test_ingest import ingest
-    from tests.test_sources_local import picture, write_folder
+    from tests.test_sources_local import image, write_folder
 
-    write_folder(tmp_path / "in", {"cat/a.jpg": picture(1), "dog/b.jpg": picture(2)})
+    write_folder(tmp_path / "in", {"cat/a.jpg": image(1), "dog/b.jpg": image(2)})
     overrides = ["source=torchvision", "source.dataset=ImageFolder", f"source.root={tmp_path / 'in'}"]
     rows = ingest(tmp_path / "out", *overrides)
     assert [r["status"] for r in rows] == ["kept", "kept"]
-    assert {p.read_bytes() for p in (tmp_path / "out").glob("*/*.jpg")} == {picture(1), picture(2)}
+    assert {p.read_bytes() for p in (tmp_path / "out").glob("*/*.jpg")} == {image(1), image(2)}

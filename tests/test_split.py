@@ -41,7 +41,7 @@ class Fake:
 
 
 def distinct(count: int, class_name: str = "a") -> list[Fake]:
-    """Pictures that do not resemble each other."""
+    """Images that do not resemble each other."""
     random = Random(f"{class_name}{count}")
     return [
         Fake(class_name, f"{class_name}{i:063}", random.getrandbits(128), random.getrandbits(24)) for i in range(count)
@@ -49,15 +49,15 @@ def distinct(count: int, class_name: str = "a") -> list[Fake]:
 
 
 def place(
-    pictures: list[Fake], *, seed: int = 0, exact: bool = False, distance: int | None = 14
+    images: list[Fake], *, seed: int = 0, exact: bool = False, distance: int | None = 14
 ) -> dict[str, str | None]:
-    assigned = assign_splits(pictures, shares=SHARES, seed=seed, distance=distance, exact=exact)
-    return {p.sha256: s for p, s in zip(pictures, assigned.splits, strict=True)}
+    assigned = assign_splits(images, shares=SHARES, seed=seed, distance=distance, exact=exact)
+    return {p.sha256: s for p, s in zip(images, assigned.splits, strict=True)}
 
 
 @st.composite
 def data_sets(draw: st.DrawFn) -> list[Fake]:
-    """Two classes of plenty of pictures, and families of look-alikes whose members differ in a few bits.
+    """Two classes of plenty of images, and families of look-alikes whose members differ in a few bits.
 
     Members of a family may have another coarse hash or class, and families may form chains.
     """
@@ -81,9 +81,9 @@ def near(a: Fake, b: Fake) -> bool:
 
 @given(data_sets(), st.integers(0, 3))
 @settings(max_examples=40, deadline=None)
-def test_no_near_duplicates_on_two_sides(pictures: list[Fake], seed: int) -> None:
-    placed = place(pictures, seed=seed)
-    family = [p for p in pictures if p.sha256[0] == "f" and placed[p.sha256] is not None]
+def test_no_near_duplicates_on_two_sides(images: list[Fake], seed: int) -> None:
+    placed = place(images, seed=seed)
+    family = [p for p in images if p.sha256[0] == "f" and placed[p.sha256] is not None]
     for i, a in enumerate(family):
         for b in family[:i]:
             if near(a, b):
@@ -92,55 +92,55 @@ def test_no_near_duplicates_on_two_sides(pictures: list[Fake], seed: int) -> Non
 
 @given(data_sets(), st.integers(0, 3), st.randoms(use_true_random=False))
 @settings(max_examples=40, deadline=None)
-def test_new_pictures_move_no_old_ones(pictures: list[Fake], seed: int, random: Random) -> None:
-    """An old picture stays where it was, or is left out for a new look-alike on a more protected side."""
-    every = place(pictures, seed=seed)
+def test_new_images_move_no_old_ones(images: list[Fake], seed: int, random: Random) -> None:
+    """An old image stays where it was, or is left out for a new look-alike on a more protected side."""
+    every = place(images, seed=seed)
     old = distinct(120, "a") + distinct(120, "b")
-    family = [p for p in pictures if p.sha256[0] == "f"]
+    family = [p for p in images if p.sha256[0] == "f"]
     old += random.sample(family, k=random.randint(0, len(family)))
     before = place(old, seed=seed)
-    new = [p for p in pictures if p.sha256 not in before]
-    for picture in old:
-        was, now = before[picture.sha256], every[picture.sha256]
+    new = [p for p in images if p.sha256 not in before]
+    for image in old:
+        was, now = before[image.sha256], every[image.sha256]
         if now is None and was is not None:
-            assert was != "test" and any(near(picture, other) for other in new)
+            assert was != "test" and any(near(image, other) for other in new)
         else:
             assert now == was
 
 
 @given(data_sets(), st.booleans(), st.randoms(use_true_random=False))
 @settings(max_examples=20, deadline=None)
-def test_order_does_not_matter(pictures: list[Fake], exact: bool, random: Random) -> None:
-    shuffled = random.sample(pictures, len(pictures))
-    assert place(pictures, exact=exact) == place(shuffled, exact=exact)
+def test_order_does_not_matter(images: list[Fake], exact: bool, random: Random) -> None:
+    shuffled = random.sample(images, len(images))
+    assert place(images, exact=exact) == place(shuffled, exact=exact)
 
 
 @given(data_sets())
 @settings(max_examples=30, deadline=None)
-def test_whoever_is_left_out_has_a_rival_that_stays_more_protected(pictures: list[Fake]) -> None:
-    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=14)
+def test_whoever_is_left_out_has_a_rival_that_stays_more_protected(images: list[Fake]) -> None:
+    assigned = assign_splits(images, shares=SHARES, seed=0, distance=14)
     assert {i for i, s in enumerate(assigned.splits) if s is None} == set(assigned.rivals)
     for index, rival in assigned.rivals.items():
-        assert near(pictures[index], pictures[rival])
+        assert near(images[index], images[rival])
         assert SPLITS.index(assigned.sides[rival]) > SPLITS.index(assigned.sides[index])
 
 
 @given(data_sets())
 @settings(max_examples=30, deadline=None)
-def test_exact_counts_keep_every_picture_and_every_group(pictures: list[Fake]) -> None:
-    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=6, exact=True)
+def test_exact_counts_keep_every_image_and_every_group(images: list[Fake]) -> None:
+    assigned = assign_splits(images, shares=SHARES, seed=0, distance=6, exact=True)
     for group in assigned.groups:
         assert len({assigned.splits[i] for i in group}) == 1
     for name in "ab":
-        counts = Counter(s for p, s in zip(pictures, assigned.splits, strict=True) if p.class_name == name)
+        counts = Counter(s for p, s in zip(images, assigned.splits, strict=True) if p.class_name == name)
         total = sum(counts.values())
         assert [counts["train"], counts["valid"]] == [round(total * 0.7), round(total * 0.2)]
 
 
 @given(data_sets())
 @settings(max_examples=20, deadline=None)
-def test_groups_are_what_chains_of_look_alikes_connect(pictures: list[Fake]) -> None:
-    family = [p for p in pictures if p.sha256[0] == "f"]
+def test_groups_are_what_chains_of_look_alikes_connect(images: list[Fake]) -> None:
+    family = [p for p in images if p.sha256[0] == "f"]
     group = {p.sha256: {p.sha256} for p in family}
     for i, a in enumerate(family):
         for b in family[:i]:
@@ -149,8 +149,8 @@ def test_groups_are_what_chains_of_look_alikes_connect(pictures: list[Fake]) -> 
                 for member in group[b.sha256]:
                     group[member] = group[a.sha256]
     expected = {frozenset(g) for g in group.values() if len(g) > 1}
-    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=14)
-    assert {frozenset(pictures[i].sha256 for i in g) for g in assigned.groups} == expected
+    assigned = assign_splits(images, shares=SHARES, seed=0, distance=14)
+    assert {frozenset(images[i].sha256 for i in g) for g in assigned.groups} == expected
 
 
 @pytest.mark.parametrize("count", [3, 4, 10, 37, 100, 1000])
@@ -162,10 +162,10 @@ def test_exact_counts(count: int) -> None:
 
 
 def test_shares_are_met_within_chance_in_each_class() -> None:
-    pictures = distinct(10_000, "a") + distinct(3_000, "b")
-    placed = place(pictures)
+    images = distinct(10_000, "a") + distinct(3_000, "b")
+    placed = place(images)
     for name in "ab":
-        counts = Counter(placed[p.sha256] for p in pictures if p.class_name == name)
+        counts = Counter(placed[p.sha256] for p in images if p.class_name == name)
         assert [round(counts[s] / counts.total(), 2) for s in SPLITS] == pytest.approx(SHARES, abs=0.02)
 
 
@@ -173,7 +173,7 @@ def test_the_seed_decides() -> None:
     assert place(distinct(300)) == place(distinct(300)) != place(distinct(300), seed=1)
 
 
-def test_pictures_without_features_are_on_their_own() -> None:
+def test_images_without_features_are_on_their_own() -> None:
     flat = [Fake("a", f"{i:064}", 0, 0) for i in range(300)]  # clear skies: equal hashes say nothing of them
     counts = Counter(place(flat).values())
     assert counts[None] == 0 and counts["test"] > 10
@@ -194,11 +194,11 @@ def test_a_class_too_small_is_told_with_the_cure(exact: bool) -> None:
 
 
 def test_small_classes_are_split_by_count_and_named() -> None:
-    pictures = [p for name in "abcdef" for p in distinct(21, name)] + distinct(300, "g")
-    assigned = assign_splits(pictures, shares=SHARES, seed=0, distance=14)
+    images = [p for name in "abcdef" for p in distinct(21, name)] + distinct(300, "g")
+    assigned = assign_splits(images, shares=SHARES, seed=0, distance=14)
     assert assigned.by_count == list("abcdef")
     for name in "abcdef":
-        counts = Counter(s for p, s in zip(pictures, assigned.splits, strict=True) if p.class_name == name)
+        counts = Counter(s for p, s in zip(images, assigned.splits, strict=True) if p.class_name == name)
         assert counts == {"train": 15, "valid": 4, "test": 2}
 
 
@@ -222,7 +222,7 @@ def test_a_small_class_keeps_near_duplicates_of_a_large_one_on_one_side() -> Non
         assert len({placed[f"t{i}"], placed[large[i].sha256]} - {None}) == 1
 
 
-def picture(colour: int, size: tuple[int, int] = (80, 50), kind: str = "PNG", **options: object) -> bytes:
+def image(colour: int, size: tuple[int, int] = (80, 50), kind: str = "PNG", **options: object) -> bytes:
     image = Image.linear_gradient("L").resize(size).rotate(colour * 7).convert("RGB")
     image.putpixel((colour % size[0], colour % size[1]), (colour, 255 - colour, 7))
     out = io.BytesIO()
@@ -243,16 +243,16 @@ def raw(tmp_path: Path) -> Path:
     for name, base in (("cat", 0), ("dog", 100)):
         (tmp_path / "raw" / name).mkdir(parents=True)
         for i in range(20):
-            (tmp_path / "raw" / name / f"{i}.png").write_bytes(picture(base + i))
+            (tmp_path / "raw" / name / f"{i}.png").write_bytes(image(base + i))
     return tmp_path / "raw"
 
 
 def test_bad_files_are_left_out_and_named(raw: Path, tmp_path: Path) -> None:
-    (raw / "cat" / "text.jpg").write_bytes(b"no picture")
-    (raw / "cat" / "half.png").write_bytes(picture(50)[:300])
-    (raw / "dog" / "again.png").write_bytes(picture(100))
+    (raw / "cat" / "text.jpg").write_bytes(b"no image")
+    (raw / "cat" / "half.png").write_bytes(image(50)[:300])
+    (raw / "dog" / "again.png").write_bytes(image(100))
     for name in ("cat", "dog"):
-        (raw / name / "both.png").write_bytes(picture(60))
+        (raw / name / "both.png").write_bytes(image(60))
     summary = preprocess(raw, tmp_path / "out")["train"]
     left_out = {f"{p['class']}/{p['file']}": p["reason"] for p in summary["left_out"]}  # type: ignore[attr-defined, index]
     assert set(left_out) == {"cat/text.jpg", "cat/half.png", "cat/both.png", "dog/both.png", "dog/again.png"} or set(
@@ -261,7 +261,7 @@ def test_bad_files_are_left_out_and_named(raw: Path, tmp_path: Path) -> None:
     assert left_out["cat/both.png"] == "ambiguous: found under cat, dog"
 
 
-def test_pictures_are_upright_squares_with_their_aspect_kept(raw: Path, tmp_path: Path) -> None:
+def test_images_are_upright_squares_with_their_aspect_kept(raw: Path, tmp_path: Path) -> None:
     circle = Image.new("RGB", (300, 100), "white")
     circle.paste((255, 0, 0), (100, 0, 200, 100))  # a red square in the middle third
     circle.save(raw / "cat" / "wide.jpg", quality=95)
@@ -287,9 +287,9 @@ def test_the_fingerprint_is_of_content_alone(raw: Path, tmp_path: Path) -> None:
     assert fingerprint(again) == summary["test"]["fingerprint"]
 
 
-def test_a_class_without_a_usable_picture_is_refused_and_nothing_is_left(raw: Path, tmp_path: Path) -> None:
+def test_a_class_without_a_usable_image_is_refused_and_nothing_is_left(raw: Path, tmp_path: Path) -> None:
     (raw / "eel").mkdir()
-    (raw / "eel" / "a.jpg").write_bytes(b"no picture")
+    (raw / "eel" / "a.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"no usable image of eel \(1 unsupported\).*drop_empty_classes=true"):
         preprocess(raw, tmp_path / "out")
     assert not list((tmp_path / "out" / "train").iterdir())
@@ -300,11 +300,11 @@ def test_a_class_without_a_usable_picture_is_refused_and_nothing_is_left(raw: Pa
 
 def test_every_file_is_in_a_split_or_has_a_row(raw: Path, tmp_path: Path) -> None:
     (raw / "cat" / "sub").mkdir()
-    (raw / "cat" / "sub" / "x.jfif").write_bytes(picture(70))
+    (raw / "cat" / "sub" / "x.jfif").write_bytes(image(70))
     (raw / "cat" / "notes.txt").write_text("words")
     (raw / "cat" / ".DS_Store").write_text("words")
     (raw / "empty").mkdir()
-    (raw / "loose.png").write_bytes(picture(71))
+    (raw / "loose.png").write_bytes(image(71))
     with open(os.fsencode(raw) + b"/dog/\xe9.txt", "wb") as file:  # noqa: PTH123
         file.write(b"words")
     found = preprocess(raw, tmp_path / "out")
@@ -349,6 +349,6 @@ def test_a_file_that_cannot_be_read_now_ends_the_step(
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "raw" / "cat").mkdir(parents=True)
-    (tmp_path / "raw" / "cat" / "a.png").write_bytes(picture(1))
+    (tmp_path / "raw" / "cat" / "a.png").write_bytes(image(1))
     with pytest.raises(UserError, match="one class only"):
         preprocess(tmp_path / "raw", tmp_path / "out")

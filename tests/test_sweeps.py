@@ -290,7 +290,7 @@ def test_losses_are_better_when_they_are_low(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_a_picture_for_any_number_of_keys(tmp_path: Path, count: int) -> None:
+def test_a_image_for_any_number_of_keys(tmp_path: Path, count: int) -> None:
     columns = [["0.001", "0.01", "0.1"], ["sgd", "adamw", "sgd"], ["16", "32", "64"], ["a", "a", "b"], ["1", "2", "3"]]
     keys = [f"key{i}" for i in range(count)]
     rows: list[dict[str, Any]] = [
@@ -298,8 +298,8 @@ def test_a_picture_for_any_number_of_keys(tmp_path: Path, count: int) -> None:
         for n, (acc, status) in enumerate([(0.9, "finished"), (0.7, "finished"), (0.2, "pruned")])
     ]
     assert draw(rows, "val/acc", keys, tmp_path / "sweep.png")
-    with Image.open(tmp_path / "sweep.png") as picture:
-        assert picture.width > 400
+    with Image.open(tmp_path / "sweep.png") as image:
+        assert image.width > 400
     assert not draw([], "val/acc", keys, tmp_path / "none.png")
 
 
@@ -310,13 +310,13 @@ def test_what_shapes_the_trials_tells_two_sweeps_apart(tmp_path: Path) -> None:
         assert _identity(load_config(words), data) == same
     assert _identity(load_config(["train.max_epochs=3"]), data) != same
     assert _identity(load_config(), {**data, "train_dir": tmp_path / "c"}) != same
-    pictures = tmp_path / "x"
-    (pictures / "cat").mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(pictures / "cat" / "old.png")
-    given = load_config([f"train_dir={pictures}", f"valid_dir={pictures}"])
-    before = _identity(given, {"train_dir": pictures, "valid_dir": pictures})
-    Image.new("RGB", (4, 4)).save(pictures / "cat" / "new.png")
-    assert _identity(given, {"train_dir": pictures, "valid_dir": pictures}) != before
+    images = tmp_path / "x"
+    (images / "cat").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(images / "cat" / "old.png")
+    given = load_config([f"train_dir={images}", f"valid_dir={images}"])
+    before = _identity(given, {"train_dir": images, "valid_dir": images})
+    Image.new("RGB", (4, 4)).save(images / "cat" / "new.png")
+    assert _identity(given, {"train_dir": images, "valid_dir": images}) != before
 
 
 def test_the_data_set_is_built_once_unless_the_trials_change_it(

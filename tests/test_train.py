@@ -86,7 +86,7 @@ def test_torch_and_onnx_answer_the_same(model_dir: Path, data: Path) -> None:
 
 
 def test_training_and_prediction_see_the_same_numbers(data: Path) -> None:
-    """The datamodule's normalised pictures equal those of Preprocessing: one definition."""
+    """The datamodule's normalised images equal those of Preprocessing: one definition."""
     from objrec.datamodules.image_folder import ImageFolderDataModule
     from objrec.images.preprocessing import Preprocessing
 

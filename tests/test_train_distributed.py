@@ -1,6 +1,6 @@
 """Two processes train as one does on the same global batch.
 
-Batch norm sees each process's own pictures, so the backbone here has layer norm; augmentation draws for each process.
+Batch norm sees each process's own images, so the backbone here has layer norm; augmentation draws for each process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run_rank(rank: int, port: int, data: Path, folder: Path, precision: list[str
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """With an odd number of validation pictures: the repeated one, which fills up the last batch, does not count."""
+    """With an odd number of validation images: the repeated one, which fills up the last batch, does not count."""
     data = make_data(tmp_path / "data", train=20, valid=8)
     next((data / "valid" / "red").glob("*.png")).unlink()
     train(data, tmp_path / "one", *RECIPE, "train.batch_size=8")

@@ -95,7 +95,7 @@ def test_the_averaged_weights_are_validated_and_exported(data: Path, tmp_path: P
 
 
 def test_accumulated_batches_step_like_one_large_batch(data: Path, tmp_path: Path) -> None:
-    """With layer norm, which sees each picture alone."""
+    """With layer norm, which sees each image alone."""
     options = ["backbone.name=test_convnext", "train.max_epochs=1", "compute.precision=32", "augmentation=none"]
     options += ["optimizer=sgd"]
     train(data, tmp_path / "small", *options, "train.batch_size=10", "train.accumulate=2")
@@ -121,7 +121,7 @@ def test_the_batch_size_is_found_and_kept(
     from objrec.training import fit as training
 
     train(data, tmp_path / "found", "train.batch_size=auto", "debug=fast_dev_run")
-    assert "train.batch_size=auto: 8\n" in capsys.readouterr().out  # of 40 pictures no more
+    assert "train.batch_size=auto: 8\n" in capsys.readouterr().out  # of 40 images no more
     assert "batch_size: 8" in (tmp_path / "found" / "config.yaml").read_text()
 
     monkeypatch.setattr(training, "find_batch_size", lambda *a, **k: 16)
@@ -140,7 +140,7 @@ def test_what_needs_one_process_says_so(data: Path, tmp_path: Path) -> None:
 
 
 def test_progressive_resizing_needs_a_backbone_of_any_size(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="takes pictures of one size"):
+    with pytest.raises(UserError, match="takes images of one size"):
         train(data, tmp_path, "train.progressive_resize=0.6", "backbone.name=test_vit")
 
 

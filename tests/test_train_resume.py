@@ -17,7 +17,7 @@ pytestmark = QUIET
 # everything that has a state or draws at random
 RECIPE = ["train.max_epochs=3", "augmentation=flip_crop", "scheduler=cosine", "compute.precision=32"]
 RECIPE += ["backbone.drop_rate=0.2", "train.ema=0.9", "train.freeze_epochs=1", "train.accumulate=2"]
-STEPS = 15  # batches: 40 pictures, 8 in each, 3 epochs
+STEPS = 15  # batches: 40 images, 8 in each, 3 epochs
 
 
 class Killed(BaseException):

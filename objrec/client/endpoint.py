@@ -1,4 +1,4 @@
-"""The other side: an endpoint asked from here, and pictures fetched by address. Standard library only."""
+"""The other side: an endpoint asked from here, and images fetched by address. Standard library only."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Endpoint:
         """Return (label, probability), best first, the model's version, and whether it is none of the classes.
 
         Raises:
-            ImageError: the endpoint refused this picture.
+            ImageError: the endpoint refused this image.
             UserError: it does not answer, wants a key, or is no endpoint of ours.
         """
         status, answer = self._ask(data)
@@ -216,7 +216,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def download(url: str, *, max_bytes: int) -> bytes:
-    """Fetch a picture by an address that the user typed. Raises OSError, also for one that is too large or too slow."""
+    """Fetch an image by an address that the user typed. Raises OSError, also for one that is too large or too slow."""
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "objrec-predict", "Accept": "image/*"})
         with _opener().open(request, timeout=SECONDS) as response:

@@ -15,10 +15,10 @@ from typing import IO, TextIO, cast
 
 from objrec.images.decode import SUFFIXES
 
-MAX_BYTES = 50_000_000  # of a picture
+MAX_BYTES = 50_000_000  # of an image
 MAX_NAME = 65_536  # bytes of a line on stdin
 PATIENCE = 5  # seconds in which somebody should open the other end of a pipe
-HEAD = 16  # bytes that tell a picture from names
+HEAD = 16  # bytes that tell an image from names
 STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
 
@@ -37,8 +37,8 @@ class ImageInput:
     pipe: bool = False
 
 
-def pictures_of(names: Iterable[str], stdin: TextIO | None, *, null: bool = False) -> Iterator[ImageInput]:
-    """Yield what the names stand for, one at a time: files, URLs, all pictures below a folder, matches of a pattern.
+def images_of(names: Iterable[str], stdin: TextIO | None, *, null: bool = False) -> Iterator[ImageInput]:
+    """Yield what the names stand for, one at a time: files, URLs, all images below a folder, matches of a pattern.
 
     Args:
         stdin: what the name ``-`` reads; None where it is closed.
@@ -84,12 +84,12 @@ def _matches(pattern: str) -> Iterator[ImageInput]:
         else:
             found = [] if target in seen else _below(Path(match))
             seen.add(target)
-        for picture in found:
-            parent, file = os.path.split(picture.name)
+        for image in found:
+            parent, file = os.path.split(image.name)
             key = (os.path.realpath(parent), file)
             if key not in seen:
                 seen.add(key)
-                yield picture
+                yield image
     if not matches:
         yield ImageInput(pattern, error="nothing matches")
 
@@ -105,7 +105,7 @@ def _from_stdin(stdin: IO[bytes], *, null: bool = False) -> Iterator[ImageInput]
     rest = iter(lambda: stdin.readline(MAX_NAME), b"")
     for line in itertools.chain((head + stdin.readline(MAX_NAME)).split(b"\n"), rest):
         if len(line) >= MAX_NAME:
-            yield ImageInput("stdin", error=f"neither a picture nor names: a line of {MAX_NAME} bytes or more")
+            yield ImageInput("stdin", error=f"neither an image nor names: a line of {MAX_NAME} bytes or more")
             return
         name = os.fsdecode(line.rstrip(b"\r\n"))
         if name and name != "-":
@@ -138,7 +138,7 @@ def _below(folder: Path) -> Iterator[ImageInput]:
     for error in errors:
         yield ImageInput(str(error.filename), error=reason_of(error))
     if not found and not errors:
-        yield ImageInput(str(folder), error="no pictures in this folder")
+        yield ImageInput(str(folder), error="no images in this folder")
 
 
 def is_url(name: str) -> bool:
@@ -149,15 +149,15 @@ def reason_of(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def read(picture: ImageInput) -> bytes:
-    """Return the bytes of a picture. Raises OSError, also for what is no file, or is larger than ``MAX_BYTES``."""
-    if picture.data is not None:
-        return picture.data
-    if not is_url(picture.name):
-        return _read_file(picture.name, pipe=picture.pipe)
+def read(image: ImageInput) -> bytes:
+    """Return the bytes of an image. Raises OSError, also for what is no file, or is larger than ``MAX_BYTES``."""
+    if image.data is not None:
+        return image.data
+    if not is_url(image.name):
+        return _read_file(image.name, pipe=image.pipe)
     from objrec.client.endpoint import download
 
-    return download(picture.name, max_bytes=MAX_BYTES)
+    return download(image.name, max_bytes=MAX_BYTES)
 
 
 def _read_file(name: str, *, pipe: bool) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from objrec.cloud.endpoint import Endpoint, SmokePicture, post
+from objrec.cloud.endpoint import Endpoint, SmokeImage, post
 from objrec.cloud.environments import ROOT, ensure_environment
 from objrec.cloud.registry import AzureRegistry, model_folder, tags_of
 from objrec.cloud.snapshot import snapshot_files, stage
@@ -62,7 +62,7 @@ def endpoint_name(config: Config) -> str:
 def _release(
     config: Config, client: Any, endpoint: Endpoint, record: Record, version: str, inputs: Mapping[str, Path]
 ) -> None:
-    pictures = smoke_pictures(record, inputs, config)
+    images = smoke_images(record, inputs, config)
     created = endpoint.ensure()
     colour = endpoint.free_colour()
     settings = config.azure.endpoint
@@ -75,7 +75,7 @@ def _release(
             code = stage(snapshot_files(ROOT), ROOT, Path(folder))
             previous = endpoint.roll_out(
                 _deployment(config, colour, endpoint.name, model, environment, code, record),
-                pictures,
+                images,
                 shares=settings.traffic,
                 settle=settings.settle_seconds,
             )
@@ -119,38 +119,38 @@ def _deployment(
     )
 
 
-def smoke_pictures(record: Record, inputs: Mapping[str, Path], config: Config) -> list[SmokePicture]:
-    """Return readable pictures of the test set, the classes taking turns, with the model's own answers.
+def smoke_images(record: Record, inputs: Mapping[str, Path], config: Config) -> list[SmokeImage]:
+    """Return readable images of the test set, the classes taking turns, with the model's own answers.
 
     Raises:
         UserError: there is none, or the model is right so seldom that it cannot be the one that was evaluated.
     """
     from objrec.deployment.acceptance import CHANCE, chance_of_at_most
     from objrec.inference.predictor import Predictor
-    from objrec.inference.smoke import pictures_in_turns
+    from objrec.inference.smoke import images_in_turns
 
     predictor = Predictor.load(inputs["model_dir"], max_pixels=config.images.max_pixels)
-    pictures: list[SmokePicture] = []
+    images: list[SmokeImage] = []
     right = 0
-    for label, path in pictures_in_turns(inputs["test_dir"]):
+    for label, path in images_in_turns(inputs["test_dir"]):
         data = path.read_bytes()
         try:
             best, probability = predictor.predict([data], top_k=1)[0][0]
         except ImageError:
             continue
         right += best == label
-        pictures.append(SmokePicture(data, best, probability))
-        if len(pictures) == config.azure.endpoint.smoke_images:
+        images.append(SmokeImage(data, best, probability))
+        if len(images) == config.azure.endpoint.smoke_images:
             break
-    if not pictures:
-        raise UserError(f"{inputs['test_dir']} has no readable picture to try the endpoint with")
+    if not images:
+        raise UserError(f"{inputs['test_dir']} has no readable image to try the endpoint with")
     assert record.accuracy is not None
-    if chance_of_at_most(right, len(pictures), record.accuracy) < CHANCE:
+    if chance_of_at_most(right, len(images), record.accuracy) < CHANCE:
         raise UserError(
-            f"the model is right on {right} of {len(pictures)} test pictures; its accuracy file says "
+            f"the model is right on {right} of {len(images)} test images; its accuracy file says "
             f"{record.accuracy:.3f}: model_dir, accuracy_file and test_dir do not belong together"
         )
-    return pictures
+    return images
 
 
 def _content(endpoint: Endpoint, decision: Decision, serving: Any, before: Any) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _comparison(
     registry: AzureRegistry, record: Record, inputs: Mapping[str, Path], max_pixels: int, scratch: Path
 ) -> Comparison:
     from objrec.deployment.acceptance import right
-    from objrec.inference.smoke import pictures_in_turns
+    from objrec.inference.smoke import images_in_turns
 
     test_dir = inputs["test_dir"]
 
@@ -185,7 +185,7 @@ def _comparison(
         candidate=record,
         candidate_dir=inputs["model_dir"],
         test_dir=test_dir,
-        files=lambda: pictures_in_turns(test_dir),
+        files=lambda: images_in_turns(test_dir),
         place_of=place_of,
         right=lambda model_dir: right(model_dir, test_dir, max_pixels=max_pixels),
     )

@@ -14,12 +14,12 @@ from objrec.config.errors import UserError
 COLOURS = ("blue", "green")
 LOG_LINES = 60
 PAUSE = 2.0  # seconds between two tries
-TRIES = 3  # of one smoke picture: a new deployment's first requests may meet a starting server
+TRIES = 3  # of one smoke image: a new deployment's first requests may meet a starting server
 
 
 @dataclass(frozen=True)
-class SmokePicture:
-    """An encoded picture and what the model answered for it before it was deployed."""
+class SmokeImage:
+    """An encoded image and what the model answered for it before it was deployed."""
 
     data: bytes
     label: str
@@ -30,7 +30,7 @@ class Endpoint:
     """One endpoint of the workspace.
 
     Args:
-        send: posts a picture: (url, body, headers, seconds) -> (status, answer).
+        send: posts an image: (url, body, headers, seconds) -> (status, answer).
     """
 
     def __init__(
@@ -124,21 +124,21 @@ class Endpoint:
             return []
         return [f"its log ends: {line}" for line in str(log).strip().splitlines()[-5:]]
 
-    def smoke(self, deployment: str, pictures: Sequence[SmokePicture]) -> None:
+    def smoke(self, deployment: str, images: Sequence[SmokeImage]) -> None:
         """Ask one deployment, whatever its traffic. Raises UserError unless it answers as the model did."""
         url = self.url
         assert url is not None
-        for picture in pictures:
-            status, answer = self._ask(url, deployment, picture.data)
+        for image in images:
+            status, answer = self._ask(url, deployment, image.data)
             if status != 200 or not isinstance(answer, dict):
-                raise UserError(f"the deployment {deployment} answered a test picture with {status}: {answer}")
+                raise UserError(f"the deployment {deployment} answered a test image with {status}: {answer}")
             label, probability = answer.get("label"), answer.get("probability", 0.0)
-            if abs(probability - picture.probability) > 0.01 or (
-                label != picture.label and abs(probability - picture.probability) > 1e-4
+            if abs(probability - image.probability) > 0.01 or (
+                label != image.label and abs(probability - image.probability) > 1e-4
             ):
                 raise UserError(
-                    f"the deployment {deployment} answered a test picture with {label} ({probability:.3f}); the model "
-                    f"says {picture.label} ({picture.probability:.3f})"
+                    f"the deployment {deployment} answered a test image with {label} ({probability:.3f}); the model "
+                    f"says {image.label} ({image.probability:.3f})"
                 )
 
     def _ask(self, url: str, deployment: str, data: bytes) -> tuple[int, Any]:
@@ -160,7 +160,7 @@ class Endpoint:
         return status, answer
 
     def roll_out(
-        self, deployment: Any, pictures: Sequence[SmokePicture], *, shares: Sequence[int], settle: float
+        self, deployment: Any, images: Sequence[SmokeImage], *, shares: Sequence[int], settle: float
     ) -> str | None:
         """Create a deployment, try it, move the traffic in shares. Returns the one that had the traffic before.
 
@@ -174,12 +174,12 @@ class Endpoint:
         self.delete(name)  # what an earlier release left in this colour
         try:
             self.create(deployment)
-            self.smoke(name, pictures)
+            self.smoke(name, images)
             for share in shares if before else (100,):
                 self.set_traffic(_mixed(before, name, share))
                 print(f"endpoint    {self.name}: {share} % to {name}", flush=True)
                 time.sleep(settle)
-                self.smoke(name, pictures)
+                self.smoke(name, images)
         except BaseException as error:
             self._back(before, name, error)
             raise

@@ -120,7 +120,7 @@ class Ingest(Section):
 
     @field_validator("exclude")
     @classmethod
-    def _names_pictures(cls, exclude: list[str]) -> list[str]:
+    def _names_images(cls, exclude: list[str]) -> list[str]:
         if bad := [
             e for e in exclude if ":" not in e and not (len(e) >= 16 and set(e.lower()) <= set("0123456789abcdef"))
         ]:

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of uint8 pictures, a draw for each picture, on the device that holds them.
+"""Augmentation of whole batches of uint8 images, a draw for each image, on the device that holds them.
 
 Every draw is made on the CPU from the batch's own seed, so the same batch comes out whatever the device, the number of
 workers and the number of epochs seen before.
@@ -16,11 +16,11 @@ from objrec.config.schema import Augmentation
 from objrec.datamodules.mixing import Array, boxes, cutmix, mixup
 from objrec.datamodules.policies import rand_augment, trivial_augment
 
-BATCH_STREAM = 1  # the crops, drawn where pictures are loaded, have stream 0 of the same seed
+BATCH_STREAM = 1  # the crops, drawn where images are loaded, have stream 0 of the same seed
 
 
 class BatchAugmentation:
-    """Augment a batch: shift, flip, a policy of random operations, erasing, then mixing of pictures and targets.
+    """Augment a batch: shift, flip, a policy of random operations, erasing, then mixing of images and targets.
 
     Args:
         settings: the ``augmentation`` section.
@@ -41,10 +41,10 @@ class BatchAugmentation:
         Args:
             images: uint8 (N, 3, H, W), channels last in memory; left as they are.
             targets: int64 (N,).
-            indices: of the pictures in their data set.
+            indices: of the images in their data set.
 
         Returns:
-            images of the same kind, and targets: int64 (N,), or float32 (N, classes) where pictures are mixed.
+            images of the same kind, and targets: int64 (N,), or float32 (N, classes) where images are mixed.
         """
         settings = self.settings
         random = np.random.default_rng([seed, BATCH_STREAM])
@@ -71,10 +71,10 @@ class BatchAugmentation:
         return images, targets
 
     def _mirrored(self, random: np.random.Generator, indices: Array, epoch: int) -> Tensor:
-        """Which pictures are mirrored.
+        """Which images are mirrored.
 
         ``alternate``: half of them, chosen by their index, in the first epoch, the others in the next, and so on: over
-        two epochs every picture is seen both ways. Source: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single
+        two epochs every image is seen both ways. Source: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single
         GPU", 2024.
         """
         if self.settings.flip_mode == "alternate":
@@ -84,7 +84,7 @@ class BatchAugmentation:
 
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror the pictures (N, C, H, W) where ``mirrored``, bool (N,), says so."""
+    """Mirror the images (N, C, H, W) where ``mirrored``, bool (N,), says so."""
     chosen = mirrored.nonzero().squeeze(1).to(images.device)
     out = images.clone()
     out[chosen] = images[chosen].flip(3)
@@ -92,7 +92,7 @@ def flip(images: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def shift(images: Tensor, pad: int, random: np.random.Generator) -> Tensor:
-    """Move each picture by up to ``pad`` pixels each way; what is uncovered is a reflection."""
+    """Move each image by up to ``pad`` pixels each way; what is uncovered is a reflection."""
     n, _, height, width = images.shape
     offsets = torch.from_numpy(random.integers(0, 2 * pad + 1, (2, n))).to(images.device)
     padded = images.permute(0, 2, 3, 1)[:, _reflected(height, pad)][:, :, _reflected(width, pad)]
@@ -107,7 +107,7 @@ def _reflected(size: int, pad: int) -> Tensor:
 
 
 def erase(images: Tensor, random: np.random.Generator, *, share: float, area: Sequence[float], fill: Tensor) -> Tensor:
-    """Fill a box of random area, shape and place in a ``share`` of the pictures.
+    """Fill a box of random area, shape and place in a ``share`` of the images.
 
     Source: Zhong et al., "Random Erasing Data Augmentation", 2017; boxes have aspect ratios of 0.3 to 3.3.
     """
@@ -122,7 +122,7 @@ def erase(images: Tensor, random: np.random.Generator, *, share: float, area: Se
 
 
 def cutout(images: Tensor, random: np.random.Generator, *, side: int, fill: Tensor) -> Tensor:
-    """Fill a square whose centre is anywhere in the picture: part of it may lie outside.
+    """Fill a square whose centre is anywhere in the image: part of it may lie outside.
 
     Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     """

@@ -1,7 +1,7 @@
-"""RandomResizedCrop: a box of random area, aspect ratio and place for each picture, resized.
+"""RandomResizedCrop: a box of random area, aspect ratio and place for each image, resized.
 
 Source: Szegedy et al., "Going Deeper with Convolutions", 2014; as torchvision's RandomResizedCrop, but boxes that would
-leave the picture are narrowed instead of drawn again.
+leave the image are narrowed instead of drawn again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RandomResizedCrop:
     """Which boxes to cut.
 
     Attributes:
-        scale: least and largest share of the picture's area.
+        scale: least and largest share of the image's area.
         ratio: least and largest width over height.
     """
 

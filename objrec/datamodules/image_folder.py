@@ -34,16 +34,16 @@ Cache = Literal["memory", "disk", "off"]
 
 
 class ImageFolderDataModule(L.LightningDataModule):
-    """Train, valid and test folders of ``<class>/<picture>``, and any folder of pictures to predict.
+    """Train, valid and test folders of ``<class>/<image>``, and any folder of images to predict.
 
     Args:
         train_dir, valid_dir, test_dir: split folders; the classes are those of ``train_dir``.
-        predict_dir: pictures, in subfolders or not; their batches have no targets.
+        predict_dir: images, in subfolders or not; their batches have no targets.
         preprocessing: size, mean and std that the model expects.
         batch_size: per device.
         augmentation: of training batches.
         settings: caching, sampling and workers.
-        fraction: share of the training pictures of each class that is used.
+        fraction: share of the training images of each class that is used.
         cache_dir: for decoded stores and remembered hashes; None: neither is kept, and ``disk`` means ``memory``.
 
     Raises:
@@ -76,7 +76,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         whole = list_classes(train_dir, cache_dir)
         self.class_names = whole.classes
         if len(self.class_names) < 2:
-            raise UserError(f"{train_dir} has pictures of one class only ({self.class_names[0]}): two are needed")
+            raise UserError(f"{train_dir} has images of one class only ({self.class_names[0]}): two are needed")
         self._whole = whole
         self.listings: dict[str, Listing] = {"train": whole}
         for name, folder in (("valid", valid_dir), ("test", test_dir)):
@@ -105,7 +105,7 @@ class ImageFolderDataModule(L.LightningDataModule):
 
     @cached_property
     def class_counts(self) -> npt.NDArray[np.int64]:
-        """How many training pictures each class has, (C,)."""
+        """How many training images each class has, (C,)."""
         return np.bincount(self.train_targets, minlength=len(self.class_names))
 
     def setup(self, stage: str | None = None) -> None:
@@ -115,7 +115,7 @@ class ImageFolderDataModule(L.LightningDataModule):
 
     def _batches(self, name: str) -> ImageBatches:
         if name not in self.listings:
-            raise UserError(f"{name}_dir is needed: give a folder of pictures")
+            raise UserError(f"{name}_dir is needed: give a folder of images")
         if name not in self._data:
             self._data[name] = self._prepare(name, self.listings[name])
         return self._data[name]
@@ -162,7 +162,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         )
 
     def _cache(self, size: int) -> Cache:
-        """Where ``size`` bytes of decoded pictures are kept."""
+        """Where ``size`` bytes of decoded images are kept."""
         if self.settings.cache != "auto":
             return self.settings.cache
         if size <= self.settings.cache_limit:
@@ -231,8 +231,8 @@ class ImageFolderDataModule(L.LightningDataModule):
         """Augment training batches and normalise, on the device.
 
         Returns:
-            float32 images (N, 3, H, W), and targets: int64 (N,), or float32 (N, classes) where pictures are mixed.
-            Images alone where pictures have no targets.
+            float32 images (N, 3, H, W), and targets: int64 (N,), or float32 (N, classes) where images are mixed.
+            Images alone where images have no targets.
         """
         if not isinstance(batch, Batch):
             return batch
@@ -243,7 +243,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         return normalised if targets is None else (normalised, targets)
 
     def some(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield up to ``count`` pictures from all over a split as the model sees them without augmentation.
+        """Yield up to ``count`` images from all over a split as the model sees them without augmentation.
 
         Returns:
             Batches of float32 (N, 3, H, W) and int64 (N,) targets.

@@ -1,4 +1,4 @@
-"""Batches of uint8 pictures: from memory, from a decoded store, or from the files."""
+"""Batches of uint8 images: from memory, from a decoded store, or from the files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from objrec.system.reading import read_file
 
 
 class Batch(NamedTuple):
-    """Pictures as they are loaded: not yet augmented, not yet normalised.
+    """Images as they are loaded: not yet augmented, not yet normalised.
 
     Attributes:
         images: uint8 (N, 3, size, size), channels last in memory.
-        targets: int64 (N,); None for pictures to predict.
-        indices: (N,) of the pictures in their data set.
+        targets: int64 (N,); None for images to predict.
+        indices: (N,) of the images in their data set.
         epoch, seed: of the draw; see ``Draw``.
     """
 
@@ -41,13 +41,13 @@ class Batch(NamedTuple):
 
 
 class ImageReader(Protocol):
-    """Anything that holds pictures: ``source[i]`` is uint8 (side, side, 3)."""
+    """Anything that holds images: ``source[i]`` is uint8 (side, side, 3)."""
 
     def __getitem__(self, index: Any, /) -> Pixels: ...
 
 
 class Files:
-    """Pictures decoded from their files every time they are asked for."""
+    """Images decoded from their files every time they are asked for."""
 
     def __init__(self, names: list[str], root: Path, preprocessing: Preprocessing, *, max_pixels: int) -> None:
         self.names, self.root = names, root
@@ -78,9 +78,9 @@ class ImageBatches(Dataset[Batch]):
 
     Args:
         side: pixels of the source's squares.
-        size: pixels of the batch's squares; smaller than ``side`` only where pictures are cropped.
-        targets: class of each picture; None for pictures to predict.
-        crop: applied to pictures of a draw with a seed.
+        size: pixels of the batch's squares; smaller than ``side`` only where images are cropped.
+        targets: class of each image; None for images to predict.
+        crop: applied to images of a draw with a seed.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ImageBatches(Dataset[Batch]):
         return batch
 
     def prepare(self, draw: Draw) -> tuple[Batch, Callable[[range], None]]:
-        """Return a batch whose pictures are still to come, and what fills the given places of it, from any thread."""
+        """Return a batch whose images are still to come, and what fills the given places of it, from any thread."""
         indices = np.asarray(draw.indices)
         pixels = np.empty((len(indices), self.size, self.size, 3), np.uint8)
         boxes = None
@@ -110,11 +110,11 @@ class ImageBatches(Dataset[Batch]):
 
         def fill(places: range) -> None:
             for place in places:
-                picture = self.source[draw.indices[place]]
+                image = self.source[draw.indices[place]]
                 if boxes is not None:
                     left, top, right, bottom = boxes[place]
-                    picture = picture[top:bottom, left:right]
-                resize_into(pixels[place], picture)
+                    image = image[top:bottom, left:right]
+                resize_into(pixels[place], image)
 
         targets = None if self.targets is None else torch.from_numpy(self.targets[indices])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -125,7 +125,7 @@ class ThreadedLoader:
     """Make batches in threads: what takes time (decoding, resizing, reading) leaves the interpreter lock.
 
     Args:
-        threads: that work on the pictures of a batch.
+        threads: that work on the images of a batch.
         ahead: batches that are made while the caller works on earlier ones.
         pin: put batches where a GPU can fetch them from.
     """
@@ -139,7 +139,7 @@ class ThreadedLoader:
         return len(self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
-        pool = ThreadPoolExecutor(self.threads, "pictures")
+        pool = ThreadPoolExecutor(self.threads, "images")
         begun: deque[tuple[Batch, list[Future[None]]]] = deque()
         try:
             for draw in self.sampler:

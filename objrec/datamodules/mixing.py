@@ -1,4 +1,4 @@
-"""Mixing of pictures and of their targets."""
+"""Mixing of images and of their targets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Array = npt.NDArray[Any]
 def mixup(
     images: Tensor, targets: Tensor, random: np.random.Generator, *, alpha: float, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Lay another picture of the batch over each: uint8 (N, 3, H, W), float32 (N, classes).
+    """Lay another image of the batch over each: uint8 (N, 3, H, W), float32 (N, classes).
 
-    Each picture has a weight of its own, from Beta(alpha, alpha). Source: Zhang et al., "mixup: Beyond Empirical Risk
+    Each image has a weight of its own, from Beta(alpha, alpha). Source: Zhang et al., "mixup: Beyond Empirical Risk
     Minimization", 2017.
     """
     others = torch.from_numpy(random.permutation(len(images))).to(images.device)
@@ -31,7 +31,7 @@ def mixup(
 def cutmix(
     images: Tensor, targets: Tensor, random: np.random.Generator, *, alpha: float, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Put a box of another picture of the batch into each: uint8 (N, 3, H, W), float32 (N, classes).
+    """Put a box of another image of the batch into each: uint8 (N, 3, H, W), float32 (N, classes).
 
     Targets are weighted by the pixels that are seen. Source: Yun et al., "CutMix", 2019.
     """
@@ -49,7 +49,7 @@ def cutmix(
 
 
 def boxes(images: Tensor, first: Array, end: Array) -> Tensor:
-    """Bool (N, 1, H, W): rows first[0] to end[0] and columns first[1] to end[1] of each picture; both (2, N)."""
+    """Bool (N, 1, H, W): rows first[0] to end[0] and columns first[1] to end[1] of each image; both (2, N)."""
     _, _, height, width = images.shape
     rows, columns = np.arange(height), np.arange(width)
     row = (rows >= first[0][:, None]) & (rows < end[0][:, None])

@@ -1,8 +1,8 @@
-"""TrivialAugmentWide and RandAugment on whole batches, an operation and a strength of its own for each picture.
+"""TrivialAugmentWide and RandAugment on whole batches, an operation and a strength of its own for each image.
 
 The operations and their ranges are torchvision's (``torchvision.transforms.v2``), grouped by how they are computed:
-movements are one gather, tones one table look-up, and the two that mix a picture with a duller version of itself one
-weighted sum. A batch costs as many steps as there are groups, not as there are pictures.
+movements are one gather, tones one table look-up, and the two that mix an image with a duller version of itself one
+weighted sum. A batch costs as many steps as there are groups, not as there are images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RAND_TRANSLATE: Final = 150 / 331  # of the side
 
 
 def trivial_augment(images: Tensor, random: np.random.Generator, *, fill: Tensor) -> Tensor:
-    """One random operation of random strength on each picture: uint8 (N, 3, H, W) to the same.
+    """One random operation of random strength on each image: uint8 (N, 3, H, W) to the same.
 
     Source: Mueller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", 2021 (Wide).
     """
@@ -52,7 +52,7 @@ def trivial_augment(images: Tensor, random: np.random.Generator, *, fill: Tensor
 
 
 def rand_augment(images: Tensor, random: np.random.Generator, *, num_ops: int, magnitude: int, fill: Tensor) -> Tensor:
-    """``num_ops`` random operations, each of strength ``magnitude`` in 0 to 30, on each picture.
+    """``num_ops`` random operations, each of strength ``magnitude`` in 0 to 30, on each image.
 
     Source: Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", 2019.
     """
@@ -74,7 +74,7 @@ def _at_level(
 
 
 def apply(images: Tensor, names: Sequence[str], strengths: Array, *, fill: Tensor) -> Tensor:
-    """Apply to each picture the operation ``names[i]`` at ``strengths[i]``.
+    """Apply to each image the operation ``names[i]`` at ``strengths[i]``.
 
     Args:
         images: uint8 (N, 3, H, W); left as they are.
@@ -152,7 +152,7 @@ def _equalizing(flat: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, names: Sequence[str], strength: Tensor, fill: Tensor) -> Tensor:
-    """Between a picture and its grey (color) or smoothed (sharpness) version, or beyond it."""
+    """Between an image and its grey (color) or smoothed (sharpness) version, or beyond it."""
     pixels = images.float()
     dull = _grey(images).floor().expand_as(pixels)
     if "sharpness" in names:

@@ -1,4 +1,4 @@
-"""Which pictures make a batch, as a function of seed and epoch alone."""
+"""Which images make a batch, as a function of seed and epoch alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Draw:
     """One batch.
 
     Attributes:
-        indices: of its pictures.
+        indices: of its images.
         epoch: in which it is drawn.
         seed: of its augmentation; None where nothing is augmented.
     """
@@ -39,14 +39,14 @@ def batch_bounds(count: int, size: int) -> list[int]:
 class BatchSampler(Sampler[Draw]):
     """Batches of a shuffled data set, a function of seed and epoch alone: a resumed epoch has the same batches.
 
-    With several processes each takes every ``world``-th picture of one common order; the last ones are repeated so
+    With several processes each takes every ``world``-th image of one common order; the last ones are repeated so
     that all have equally many batches. No batch is of one image where others have more, since batch norm needs two:
     the last two share theirs evenly (of batches of 2 and 1 they become one of 3).
 
     Args:
-        targets: class of each picture.
+        targets: class of each image.
         balanced: every class fills the same share of an epoch. A small class is repeated, a large one is shown in
-            part, other pictures each time; no picture comes again before all others of its class have come.
+            part, other images each time; no image comes again before all others of its class have come.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class BatchSampler(Sampler[Draw]):
 
 
 class InOrder(Sampler[Draw]):
-    """Batches of all pictures in their order, for evaluation. With several processes each takes a contiguous share."""
+    """Batches of all images in their order, for evaluation. With several processes each takes a contiguous share."""
 
     def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         share = -(-count // world)
@@ -108,7 +108,7 @@ class InOrder(Sampler[Draw]):
 
 
 def stratified_share(names: Sequence[str], targets: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
-    """Return which pictures make ``fraction`` of every class, sorted; at least one of each.
+    """Return which images make ``fraction`` of every class, sorted; at least one of each.
 
     They are chosen by the hash of their name, so that the same ones are chosen every time, whatever the seed, and a
     smaller fraction is part of a larger one.

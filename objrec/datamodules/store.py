@@ -1,4 +1,4 @@
-"""Decoded pictures in one file, mapped into memory: built once, found again by content."""
+"""Decoded images in one file, mapped into memory: built once, found again by content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Decode = Callable[[range], Pixels]  # indices -> uint8 (N, size, size, 3)
 
 CHUNK_BYTES = 64_000_000  # decoded and written at once
 MAPPED_BYTES = 64_000_000  # held before the pages are let go of again
-AROUND_BYTES = 2_000_000  # that the system may map around a picture
+AROUND_BYTES = 2_000_000  # that the system may map around an image
 
 
 class DecodedStore:
@@ -69,7 +69,7 @@ class DecodedStore:
 
 
 def store_key(content: str, preprocessing: Preprocessing) -> str:
-    """What makes two stores the same: pictures and their order, preprocessing, and the code that does it."""
+    """What makes two stores the same: images and their order, preprocessing, and the code that does it."""
     digest = hashlib.sha256(f"{content} {preprocessing.size} {preprocessing.interpolation} {PIL.__version__}".encode())
     for path in sorted(Path(*objrec.images.__path__).glob("*.py")):
         digest.update(path.read_bytes())
@@ -84,11 +84,11 @@ def open_store(root: Path, key: str, *, count: int, size: int, decode: Decode, l
     and one's is kept.
 
     Args:
-        decode: decodes the pictures of a range.
+        decode: decodes the images of a range.
         limit: bytes that all stores under ``root`` may take; those not used for longest make room.
 
     Raises:
-        UserError: the disk is full, or a picture cannot be decoded.
+        UserError: the disk is full, or an image cannot be decoded.
     """
     place = root / key
     if not _complete(place, count, size):
@@ -131,7 +131,7 @@ def _build(place: Path, *, count: int, size: int, decode: Decode, limit: int) ->
     except OSError as error:
         if not _complete(place, count, size):
             raise UserError(
-                f"decoded pictures ({total / 1e9:.1f} GB) cannot be written to {place.parent}: {error.strerror}. "
+                f"decoded images ({total / 1e9:.1f} GB) cannot be written to {place.parent}: {error.strerror}. "
                 "Set cache_dir to a larger disk, or datamodule.cache=off"
             ) from error
     finally:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
-from objrec.inference.smoke import PICTURES
+from objrec.inference.smoke import IMAGES
 from objrec.system.files import write_atomically
 
 if TYPE_CHECKING:
     from objrec.inference.predictor import Predictor
 
-TIMEOUT = 3600.0  # seconds; a test set of a million pictures fits
+TIMEOUT = 3600.0  # seconds; a test set of a million images fits
 CHANCE = 1e-6  # a model that is what its accuracy file says fails the smoke test once in a million deployments
 
 
@@ -65,7 +65,7 @@ def try_model(
     max_accuracy_drop: float,
     max_pixels: int,
 ) -> dict[str, Any]:
-    """Try a registered model on pictures of the test set; write its smoke file and how to run it best.
+    """Try a registered model on images of the test set; write its smoke file and how to run it best.
 
     Raises:
         UserError: when it answers with anything but probabilities, or so much worse than ``accuracy`` that it cannot
@@ -73,29 +73,29 @@ def try_model(
     """
     from objrec.inference.predictor import Predictor
     from objrec.inference.runtime_choice import tune, tuned_dir
-    from objrec.inference.smoke import Smoke, pictures_in_turns, smoke_file
+    from objrec.inference.smoke import Smoke, images_in_turns, smoke_file
     from objrec.system.cores import available_cores
 
     predictor = Predictor.load(model_dir, max_pixels=max_pixels, verify=False)  # the registry has just verified it
     names = predictor.card.class_names
-    pictures = pictures_in_turns(test_dir)
-    drawn = random.Random(0).sample(pictures, len(pictures))  # the accuracy is that of the test set as it is
+    images = images_in_turns(test_dir)
+    drawn = random.Random(0).sample(images, len(images))  # the accuracy is that of the test set as it is
     counted = _answers(predictor, drawn)
     if not counted:
-        raise UserError(f"{test_dir} has no readable picture to try the model on")
+        raise UserError(f"{test_dir} has no readable image to try the model on")
     right = sum(names[row.index(max(row))] == label for label, _, row in counted)
     if chance_of_at_most(right, len(counted), accuracy) < CHANCE:
         raise UserError(
-            f"the model is right on {right} of {len(counted)} pictures; its accuracy file says {accuracy:.3f}: "
+            f"the model is right on {right} of {len(counted)} images; its accuracy file says {accuracy:.3f}: "
             "model_dir, accuracy_file and test_dir do not belong together; run the evaluate step again"
         )
-    in_turns = _answers(predictor, pictures)
+    in_turns = _answers(predictor, images)
     smoke = Smoke([data for _, data, _ in in_turns], [row for _, _, row in in_turns])
     found = tune(
         model_dir,
         tuned_dir(registry_dir, predictor.card.sha256),
         smoke=smoke,
-        test_pictures=pictures,
+        test_images=images,
         runtime=runtime,
         precision=precision,
         workers=workers or available_cores(),
@@ -108,10 +108,10 @@ def try_model(
     return found.model_dump()
 
 
-def _answers(predictor: Predictor, pictures: Sequence[tuple[str, Path]]) -> list[tuple[str, bytes, list[float]]]:
-    """Return label, file and probabilities of the first readable pictures. Raises UserError for any other answer."""
+def _answers(predictor: Predictor, images: Sequence[tuple[str, Path]]) -> list[tuple[str, bytes, list[float]]]:
+    """Return label, file and probabilities of the first readable images. Raises UserError for any other answer."""
     found = []
-    for label, path in pictures:
+    for label, path in images:
         data = path.read_bytes()
         try:
             pixels = predictor.pixels(data)
@@ -121,15 +121,15 @@ def _answers(predictor: Predictor, pictures: Sequence[tuple[str, Path]]) -> list
         if len(row) != len(predictor.card.class_names) or not all(math.isfinite(p) for p in row):
             raise UserError(f"the model answered {path.name} with something else than a probability for each class")
         found.append((label, data, row))
-        if len(found) == PICTURES:
+        if len(found) == IMAGES:
             break
     return found
 
 
 def right(model_dir: Path, test_dir: Path, *, max_pixels: int) -> list[bool]:
-    """Return for each picture of the test set whether the model is right; on an unreadable one it is not."""
+    """Return for each image of the test set whether the model is right; on an unreadable one it is not."""
     from objrec.inference.predictor import Predictor
-    from objrec.inference.smoke import pictures_in_turns
+    from objrec.inference.smoke import images_in_turns
 
     predictor = Predictor.load(model_dir, max_pixels=max_pixels)
     names = predictor.card.class_names
@@ -141,7 +141,7 @@ def right(model_dir: Path, test_dir: Path, *, max_pixels: int) -> list[bool]:
             return False
         return names[int(predictor.logits(pixels[None])[0].argmax())] == label
 
-    return [is_right(label, path) for label, path in pictures_in_turns(test_dir)]
+    return [is_right(label, path) for label, path in images_in_turns(test_dir)]
 
 
 def chance_of_at_most(successes: int, n: int, p: float) -> float:

@@ -1,1 +1,1 @@
-"""Measures of a trained model on pictures, and the report. Imports no torch."""
+"""Measures of a trained model on images, and the report. Imports no torch."""

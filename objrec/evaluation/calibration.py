@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.integer]
 TEMPERATURES: Final = (
     0.2,
     10.0,
-)  # a handful of validation pictures, all right, must not make a model sure of everything
+)  # a handful of validation images, all right, must not make a model sure of everything
 BINS: Final = 15
 
 
@@ -23,11 +23,11 @@ def fit_temperature(logits: Floats, targets: Ints) -> float:
     """Return the temperature that minimises the negative log likelihood of ``softmax(logits / temperature)``.
 
     Args:
-        logits: (N, classes), of pictures that were not trained on.
+        logits: (N, classes), of images that were not trained on.
         targets: (N,), indices of the right classes.
 
     Returns:
-        A value within ``TEMPERATURES``; 1.0 for no pictures. Deterministic.
+        A value within ``TEMPERATURES``; 1.0 for no images. Deterministic.
 
     The likelihood is concave in 1 / temperature, so halving the interval where its slope changes sign finds the
     optimum. Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.

@@ -80,7 +80,7 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> st
         parts.append(_line(frame, Series(name, points, style), dots=False))
         for b in bins[name]:
             x, y = frame.at(b["confidence"], b["accuracy"])
-            title = f"{b['count']} pictures, mean probability {b['confidence']:.1%}, right {b['accuracy']:.1%}"
+            title = f"{b['count']} images, mean probability {b['confidence']:.1%}, right {b['accuracy']:.1%}"
             radius = 2 + 5 * math.sqrt(b["count"] / most)
             parts.append(f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{_title(title)}</circle>')
     ticks = [0, 0.25, 0.5, 0.75, 1]

@@ -1,4 +1,4 @@
-"""Two models on the same pictures."""
+"""Two models on the same images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from objrec.inference.paired_test import mcnemar
 
 
 def compare(first: Predictions, second: Predictions) -> dict[str, Any]:
-    """Return both summaries, the paired test and the indices of pictures on which the two differ.
+    """Return both summaries, the paired test and the indices of images on which the two differ.
 
     Args:
-        first, second: of the same pictures in the same order; the models may order their classes differently.
+        first, second: of the same images in the same order; the models may order their classes differently.
     """
     assert first.outcome.paths == second.outcome.paths
     only_first = first.correct & ~second.correct
@@ -35,14 +35,14 @@ def compare(first: Predictions, second: Predictions) -> dict[str, Any]:
 
 
 def differing(first: Predictions, second: Predictions) -> list[int]:
-    """Return indices of pictures that just one of the two has right, the surest wrong answers first."""
+    """Return indices of images that just one of the two has right, the surest wrong answers first."""
     wrong = np.where(first.correct, second.confidence, first.confidence)
     chosen = np.flatnonzero(first.correct != second.correct)
     return [int(i) for i in sorted(chosen, key=lambda i: (-wrong[i], i))]
 
 
 def prediction_names(p: Predictions) -> list[str]:
-    """Return the predicted class of each picture, empty for an unreadable one."""
+    """Return the predicted class of each image, empty for an unreadable one."""
     return [p.outcome.classes[i] if i != UNREADABLE else "" for i in p.preds]
 
 

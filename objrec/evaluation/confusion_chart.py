@@ -1,4 +1,4 @@
-"""Pictures of a report, drawn with Pillow alone: importing a plotting library takes longer than the whole drawing."""
+"""Images of a report, drawn with Pillow alone: importing a plotting library takes longer than the whole drawing."""
 
 from __future__ import annotations
 

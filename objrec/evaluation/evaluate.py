@@ -24,11 +24,11 @@ from objrec.evaluation.metrics import (
 from objrec.evaluation.perturb import PERTURBATIONS, STRENGTHS, perturb
 from objrec.images.image_folder import list_images
 from objrec.images.repeats import near_duplicates
-from objrec.inference.run_folder import ModelOutputs, Pixels, read_pictures, run_model
+from objrec.inference.run_folder import ModelOutputs, Pixels, read_images, run_model
 from objrec.inference.scores import known_score
 from objrec.models.card import UNKNOWN_SCORES, ModelCard
 
-NUM_OUTLIERS: Final = 60  # few enough not to be felt beside the test pictures
+NUM_OUTLIERS: Final = 60  # few enough not to be felt beside the test images
 OUTLIER_SEED: Final = 1  # others than those on which training chose the score
 
 
@@ -63,10 +63,10 @@ class Evaluation:
     Attributes:
         predictions: of the model, and ``other`` of the one that it is compared with, if any.
         metrics: the content of ``metrics.json``.
-        columns: further columns of ``predictions.csv``, each with a value per picture.
-        unknown_scores: rows of ``unknown.csv``: kind, picture, score.
-        manifest: the manifest row of each picture, empty where none is known.
-        suspects: pictures with a doubtful label, see ``label_errors.suspects``.
+        columns: further columns of ``predictions.csv``, each with a value per image.
+        unknown_scores: rows of ``unknown.csv``: kind, image, score.
+        manifest: the manifest row of each image, empty where none is known.
+        suspects: images with a doubtful label, see ``label_errors.suspects``.
     """
 
     card: ModelCard
@@ -92,9 +92,9 @@ def conduct(
     """Evaluate ``model`` on ``test_dir``.
 
     Args:
-        train_dir: looked through for near-duplicates of test pictures.
+        train_dir: looked through for near-duplicates of test images.
         raw_data_dir: its manifest tells sources and licences.
-        unknown_dir: pictures of none of the classes, in folders or not.
+        unknown_dir: images of none of the classes, in folders or not.
         other: a second model for a paired comparison.
 
     Raises:
@@ -140,7 +140,7 @@ def _numbers(p: Predictions, card: ModelCard) -> dict[str, Any]:
         "test_data_fingerprint": outcome.fingerprint,
         "model_sha256": card.sha256,
         "unreadable": outcome.reasons,
-        "no_pictures_by_name": outcome.others,
+        "no_images_by_name": outcome.others,
         "reliability": reliability_rows(p),
         "confusion_matrix": {"classes": outcome.classes, "counts": confusion_matrix(p).tolist()},
         "per_class": per_class(p),
@@ -153,7 +153,7 @@ def _suspects(p: Predictions, columns: _Columns) -> tuple[dict[str, Any], list[d
     for suspect in found:
         columns["suggested_label"][suspect["index"]] = suspect["suggested"]
     rows = [{k: v for k, v in suspect.items() if k != "index"} for suspect in found]
-    return {"method": label_errors.METHOD, "pictures": rows}, found
+    return {"method": label_errors.METHOD, "images": rows}, found
 
 
 def _duplicates(outcome: ModelOutputs, train_dir: Path | None, settings: EvaluationSettings) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _duplicates(outcome: ModelOutputs, train_dir: Path | None, settings: Evaluat
 def _unknowns(
     model: Model, outcome: ModelOutputs, unknown_dir: Path | None, settings: EvaluationSettings, columns: _Columns
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score test pictures, drawn noise and ``unknown_dir``, and measure how well the scores part them."""
+    """Score test images, drawn noise and ``unknown_dir``, and measure how well the scores part them."""
     card = model.card
     rule = card.unknown
     method = rule["score"] if rule else UNKNOWN_SCORES[0]
@@ -188,7 +188,7 @@ def _unknowns(
             "auroc": unknown.auroc(known[outcome.readable], scores),
             **({"rejected": _share(scores < rule["threshold"])} if rule else {}),
         }
-        rows += [{"kind": kind, "picture": n, "score": float(s)} for n, s in zip(names, scores, strict=True)]
+        rows += [{"kind": kind, "image": n, "score": float(s)} for n, s in zip(names, scores, strict=True)]
     if not outcome.readable.any():
         found["against"] = {}
     return found, rows
@@ -203,7 +203,7 @@ def _outside(model: Model, folder: Path, settings: EvaluationSettings) -> tuple[
     files = [path for path, _ in listing.files]
     names: list[str] = []
     logits = []
-    batches = read_pictures(files, model.card, batch_size=settings.batch_size, max_pixels=settings.max_pixels)
+    batches = read_images(files, model.card, batch_size=settings.batch_size, max_pixels=settings.max_pixels)
     for start, batch in zip(range(0, len(files), settings.batch_size), batches, strict=True):
         paths = files[start : start + settings.batch_size]
         good = [(path, read.pixels) for path, read in zip(paths, batch, strict=True) if read.pixels is not None]
@@ -211,7 +211,7 @@ def _outside(model: Model, folder: Path, settings: EvaluationSettings) -> tuple[
             names += [path.relative_to(folder).as_posix() for path, _ in good]
             logits.append(model.logits(np.stack([pixels for _, pixels in good])))
     if not names:
-        raise UserError(f"evaluate.unknown_dir={folder}: has no picture that can be read")
+        raise UserError(f"evaluate.unknown_dir={folder}: has no image that can be read")
     return names, np.concatenate(logits)
 
 

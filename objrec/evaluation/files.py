@@ -32,7 +32,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def prediction_rows(p: Predictions) -> list[dict[str, Any]]:
-    """Return a row for every picture of the test folder. An unreadable one has no prediction and no probabilities."""
+    """Return a row for every image of the test folder. An unreadable one has no prediction and no probabilities."""
     rows = []
     names = p.outcome.classes
     for i, path in enumerate(p.outcome.paths):

@@ -1,4 +1,4 @@
-"""The pictures of a report: which ones, and how they are put into one file."""
+"""The images of a report: which ones, and how they are put into one file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ HOT: Final = ((0.0, (60, 0, 90)), (0.5, (230, 60, 50)), (1.0, (255, 235, 120))) 
 
 @dataclass(frozen=True)
 class Card:
-    """A picture to show: its index, what is said of it, and data URIs of it and of the heat map over it."""
+    """Aan image to show: its index, what is said of it, and data URIs of it and of the heat map over it."""
 
     index: int
     caption: str
     note: str
-    picture: str
+    image: str
     heat: str | None = None
 
 
@@ -46,7 +46,7 @@ def least_certain_rights(p: Predictions, count: int) -> list[int]:
 
 
 def load_pixels(p: Predictions, card: ModelCard, indices: Sequence[int], *, max_pixels: int) -> dict[int, Pixels]:
-    """Decode pictures again, as the model sees them: keeping all of them would fill the memory."""
+    """Decode images again, as the model sees them: keeping all of them would fill the memory."""
     outcome = p.outcome
     return {
         i: card.preprocessing.pixels(outcome.folder / outcome.paths[i], max_pixels=max_pixels)
@@ -65,7 +65,7 @@ def heat_maps(
     return {i: _heat_uri(m) for i, m in zip(indices, maps, strict=True)}
 
 
-def picture_uri(pixels: Pixels) -> str:
+def image_uri(pixels: Pixels) -> str:
     """Return a JPEG data URI, at most ``MAX_SIDE`` pixels a side."""
     image = Image.fromarray(pixels)
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)

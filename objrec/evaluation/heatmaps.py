@@ -1,4 +1,4 @@
-"""Where in a picture the model found its answer."""
+"""Where in an image the model found its answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from objrec.evaluation.gradients import GRADIENT, SEED, NoRuleError, gradient_mo
 from objrec.images.preprocessing import Preprocessing
 from objrec.inference.scores import softmax
 
-MIN_MAP: Final = 4  # cells a side: a coarser map says "somewhere in the picture"
+MIN_MAP: Final = 4  # cells a side: a coarser map says "somewhere in the image"
 OCCLUDED: Final = 5  # squares a side that are covered in turn where gradients cannot be had
 
 Maps = npt.NDArray[np.float32]  # (N, h, w) in [0, 1]
@@ -30,12 +30,12 @@ class Explainer:
     Attributes:
         method: for people.
         explain: uint8 pixels (N, size, size, 3) and (N,) classes -> maps of what spoke for each class.
-        pictures: how many a report can afford to have explained.
+        images: how many a report can afford to have explained.
     """
 
     method: str
     explain: Explain
-    pictures: int
+    images: int
 
 
 def make_explainer(
@@ -50,11 +50,11 @@ def make_explainer(
         except NoRuleError:
             continue
         method = f"Grad-CAM on the {size[0]} x {size[1]} feature map '{layer}'"
-        return Explainer(method, partial(_grad_cam, _session(extended), preprocessing, layer), pictures=36)
+        return Explainer(method, partial(_grad_cam, _session(extended), preprocessing, layer), images=36)
     return Explainer(
         f"occlusion: how far the probability falls when one of {OCCLUDED} x {OCCLUDED} squares is covered",
         partial(_occlusion, forward),
-        pictures=12,  # each takes OCCLUDED ** 2 passes
+        images=12,  # each takes OCCLUDED ** 2 passes
     )
 
 

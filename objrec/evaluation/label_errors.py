@@ -1,4 +1,4 @@
-"""Pictures that seem to lie in the wrong folder."""
+"""Images that seem to lie in the wrong folder."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from objrec.evaluation.metrics import Predictions
 
 METHOD: Final = (
     "confident learning: the model gives another class at least the probability that it usually gives to that class's"
-    " own pictures, and gives its own class less"
+    " own images, and gives its own class less"
 )
 
 
 def suspects(p: Predictions) -> list[dict[str, Any]]:
-    """Return pictures whose label is doubtful, the most doubtful first: path, target, suggested, margin.
+    """Return images whose label is doubtful, the most doubtful first: path, target, suggested, margin.
 
-    A picture labelled i counts as j where p(j) >= t(j), the mean probability of j over the pictures labelled j, and j
+    Aan image labelled i counts as j where p(j) >= t(j), the mean probability of j over the images labelled j, and j
     is the most probable of such classes; it is suspected where j is not i. ``margin`` is p(j) - p(i). The model must
-    not have been trained on these pictures.
+    not have been trained on these images.
 
     Source: C. Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70, 2021.
     """
     readable = np.flatnonzero(p.outcome.readable)
     probabilities, targets = p.probabilities[readable], p.outcome.targets[readable]
-    usual = np.full(probabilities.shape[1], np.inf)  # a class without pictures has no usual probability
+    usual = np.full(probabilities.shape[1], np.inf)  # a class without images has no usual probability
     for c in np.flatnonzero(np.bincount(targets)):
         usual[c] = probabilities[targets == c, c].mean()
     eligible = np.where(probabilities >= usual, probabilities, -1.0)

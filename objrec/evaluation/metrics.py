@@ -19,16 +19,16 @@ UNREADABLE: Final = -1  # in place of a predicted class
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What follows from an outcome for each of N pictures; nothing here is rounded.
+    """What follows from an outcome for each of N images; nothing here is rounded.
 
     Attributes:
-        probabilities: (N, C) calibrated; rows of unreadable pictures are uniform.
-        preds: (N,) predicted class, ``UNREADABLE`` for a picture that could not be decoded.
-        confidence: (N,) calibrated probability of the prediction; 0 for unreadable pictures.
+        probabilities: (N, C) calibrated; rows of unreadable images are uniform.
+        preds: (N,) predicted class, ``UNREADABLE`` for an image that could not be decoded.
+        confidence: (N,) calibrated probability of the prediction; 0 for unreadable images.
         raw_confidence: likewise, before temperature scaling.
         target_probability: (N,) calibrated probability of the right class.
         raw_target_probability: likewise, before temperature scaling.
-        target_rank: (N,) 1 where the right class is the most probable; C + 1 for unreadable pictures.
+        target_rank: (N,) 1 where the right class is the most probable; C + 1 for unreadable images.
         correct: (N,).
     """
 
@@ -83,8 +83,8 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
 def summarize(p: Predictions) -> dict[str, Any]:
     """Return the headline numbers.
 
-    Accuracy, top-k, recall and F1 count unreadable pictures as wrong. Log loss and calibration errors, which need a
-    probability, are means over the readable ones. Macro means are over the classes that have a test picture.
+    Accuracy, top-k, recall and F1 count unreadable images as wrong. Log loss and calibration errors, which need a
+    probability, are means over the readable ones. Macro means are over the classes that have a test image.
     """
     readable = p.outcome.readable
     n, right = len(p.correct), int(p.correct.sum())
@@ -113,7 +113,7 @@ def summarize(p: Predictions) -> dict[str, Any]:
 def per_class(p: Predictions) -> list[dict[str, Any]]:
     """Return a row for each class of the model: support, predicted, correct, precision, recall, f1, top confusion.
 
-    Precision of a class that was never predicted and recall of one without pictures are 0.
+    Precision of a class that was never predicted and recall of one without images are 0.
     """
     matrix = confusion_matrix(p)
     rows = []

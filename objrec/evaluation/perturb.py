@@ -1,4 +1,4 @@
-"""Pictures made harder, the same way every time: blur, noise, JPEG and brightness at three strengths."""
+"""Images made harder, the same way every time: blur, noise, JPEG and brightness at three strengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 STRENGTHS: Final = (1, 2, 3)
 PERTURBATIONS: Final[dict[str, tuple[float, float, float]]] = {
-    "blur": (0.01, 0.02, 0.04),  # radius of a Gaussian, as a share of the picture's side
+    "blur": (0.01, 0.02, 0.04),  # radius of a Gaussian, as a share of the image's side
     "noise": (12, 25, 50),  # standard deviation of Gaussian noise, of 255
     "jpeg": (40, 15, 6),  # quality
     "brightness": (0.7, 0.45, 0.25),  # factor

@@ -1,4 +1,4 @@
-"""What is known of where test pictures came from."""
+"""What is known of where test images came from."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def rows_of(outcome: ModelOutputs, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the manifest row of each test picture, empty where there is none.
+    """Return the manifest row of each test image, empty where there is none.
 
-    A picture is found by the sha256 of its file, or by its name, which begins with that of the original.
+    Aan image is found by the sha256 of its file, or by its name, which begins with that of the original.
     """
     stems = [Path(path).stem for path in outcome.paths]
     by_hash = {str(row["sha256"]): row for row in rows if row.get("sha256") and row.get("status") == "kept"}
@@ -55,7 +55,7 @@ def rows_of(outcome: ModelOutputs, rows: Sequence[Mapping[str, Any]]) -> list[Ma
 
 
 def slice_columns(outcome: ModelOutputs, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return for each slicing the slice of each picture: ``size``, and ``source`` and ``license`` where known."""
+    """Return for each slicing the slice of each image: ``size``, and ``source`` and ``license`` where known."""
     columns = {"size": [_size_of(outcome, i, row) for i, row in enumerate(rows)]}
     for name in ("source", "license"):
         values = [str(row.get(name) or "unknown") for row in rows]

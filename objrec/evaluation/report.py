@@ -21,9 +21,9 @@ from objrec.evaluation.files import prediction_rows, write_csv
 from objrec.evaluation.galleries import (
     Card,
     heat_maps,
+    image_uri,
     least_certain_rights,
     load_pixels,
-    picture_uri,
     surest_mistakes,
 )
 from objrec.evaluation.heatmaps import Explainer
@@ -50,7 +50,7 @@ def write_report(
 ) -> None:
     """Write ``report.html``, ``metrics.json``, the CSV files and ``confusion_matrix.png``; none tells the time.
 
-    ``explainer`` is asked for only if there is a picture to explain.
+    ``explainer`` is asked for only if there is an image to explain.
     """
     p = study.predictions
     rows = prediction_rows(p)
@@ -75,18 +75,18 @@ def _page(
     differ = differing(p, study.other)[:DIFFERING] if study.other is not None else []
     shown = [*mistakes, *rights, *(s["index"] for s in suspects), *differ]
     pixels = load_pixels(p, study.card, shown, max_pixels=max_pixels)
-    pictures = {i: picture_uri(image) for i, image in pixels.items()}
+    images = {i: image_uri(image) for i, image in pixels.items()}
     explained = list(dict.fromkeys([*mistakes, *rights]))
     method, heats = "", {}
     if explained:
         how = explainer()
-        method, heats = how.method, heat_maps(how, p, pixels, explained[: how.pictures])
+        method, heats = how.method, heat_maps(how, p, pixels, explained[: how.images])
     doubts = [
         Card(
             s["index"],
             f"in <b>{escape(s['target'])}</b>, rather {escape(s['suggested'])}?",
             s["path"],
-            pictures[s["index"]],
+            images[s["index"]],
         )
         for s in suspects
     ]
@@ -95,17 +95,17 @@ def _page(
         sections.headline(study),
         "",  # the list of sections, when they are known
         sections.problems(study),
-        sections.comparison(study, [_difference(study, i, pictures) for i in differ if i in pictures]),
+        sections.comparison(study, [_difference(study, i, images) for i in differ if i in images]),
         sections.confusions(study),
         sections.per_class_bars(study),
         sections.gallery(
-            "mistakes", "Surest mistakes", looked, [_verdict(p, i, pictures, heats) for i in mistakes], toggle=True
+            "mistakes", "Surest mistakes", looked, [_verdict(p, i, images, heats) for i in mistakes], toggle=True
         ),
         sections.gallery(
             "uncertain",
             "Right, but least certain",
             looked,
-            [_verdict(p, i, pictures, heats) for i in rights],
+            [_verdict(p, i, images, heats) for i in rights],
             toggle=True,
         ),
         sections.gallery(
@@ -121,7 +121,7 @@ def _page(
         sections.robustness(study),
         sections.near_duplicates(study),
         sections.data_facts(study, _counts(train_dir)),
-        _credits(study, list(pictures)),
+        _credits(study, list(images)),
         sections.reproduction(study, _config(model_dir), _environment(study)),
     ]
     found = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', "".join(body))
@@ -135,21 +135,21 @@ def _about_suspects(study: Evaluation) -> str:
     count, share = len(study.suspects), 1 - study.metrics["accuracy"]
     text = f"{count:,} in all, the surest first; predictions.csv names them. By {escape(label_errors.METHOD)}."
     if share > DOUBT:
-        text += f" <b>The model is wrong on {share:.0%} of the pictures: most of these will be its own mistakes.</b>"
+        text += f" <b>The model is wrong on {share:.0%} of the images: most of these will be its own mistakes.</b>"
     return text
 
 
-def _verdict(p: Predictions, i: int, pictures: Mapping[int, str], heats: Mapping[int, str]) -> Card:
+def _verdict(p: Predictions, i: int, images: Mapping[int, str], heats: Mapping[int, str]) -> Card:
     names, outcome = p.outcome.classes, p.outcome
     target, said = escape(names[outcome.targets[i]]), escape(names[p.preds[i]])
     if p.correct[i]:
         caption = f"<b>{said}</b> {p.confidence[i]:.0%}"
     else:
         caption = f"{target} → <b>{said}</b> {p.confidence[i]:.0%}"
-    return Card(i, caption, outcome.paths[i], pictures[i], heats.get(i))
+    return Card(i, caption, outcome.paths[i], images[i], heats.get(i))
 
 
-def _difference(study: Evaluation, i: int, pictures: Mapping[int, str]) -> Card:
+def _difference(study: Evaluation, i: int, images: Mapping[int, str]) -> Card:
     assert study.other is not None
     said = []
     for name, p in (("this", study.predictions), ("other", study.other)):
@@ -157,7 +157,7 @@ def _difference(study: Evaluation, i: int, pictures: Mapping[int, str]) -> Card:
         said.append(
             f"{name}: {'<b>' if p.correct[i] else ''}{answer}{'</b>' if p.correct[i] else ''} {p.confidence[i]:.0%}"
         )
-    return Card(i, "<br>".join(said), study.predictions.outcome.paths[i], pictures[i])
+    return Card(i, "<br>".join(said), study.predictions.outcome.paths[i], images[i])
 
 
 def _history(path: Path) -> list[dict[str, float]]:
@@ -190,7 +190,7 @@ def _environment(study: Evaluation) -> dict[str, str]:
 
 
 def _credits(study: Evaluation, shown: Sequence[int]) -> str:
-    """Name creators and licences of the pictures on the page, where the manifest knows them."""
+    """Name creators and licences of the images on the page, where the manifest knows them."""
     rows: list[list[Any]] = []
     for i in sorted(shown):
         row = study.manifest[i]
@@ -207,5 +207,5 @@ def _credits(study: Evaluation, shown: Sequence[int]) -> str:
             )
     if not rows:
         return ""
-    body = sections.table(["picture", "creator", "licence"], rows)
-    return sections.section("credits", "Credits", f"<details><summary>Pictures on this page</summary>{body}</details>")
+    body = sections.table(["image", "creator", "licence"], rows)
+    return sections.section("credits", "Credits", f"<details><summary>Images on this page</summary>{body}</details>")

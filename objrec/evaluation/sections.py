@@ -48,7 +48,7 @@ def headline(study: Evaluation) -> str:
         *((f"top-{k} accuracy", _percent(v)) for k, v in top),
         ("log loss", f"{m['log_loss']:.3f}"),
         ("calibration error", _percent(m["ece"])),
-        ("test pictures", f"{m['num_images']:,}"),
+        ("test images", f"{m['num_images']:,}"),
         ("unreadable", f"{m['num_unreadable']}"),
         (
             "classes",
@@ -60,7 +60,7 @@ def headline(study: Evaluation) -> str:
     name = escape(str(card.backbone.get("name", "model")))
     return (
         f"<header><h1>Test report · {name} · {card.input_size} px</h1>"
-        f'<div class="hero"><b>{_percent(m["accuracy"])}</b><span>of the test pictures are classified right<br>'
+        f'<div class="hero"><b>{_percent(m["accuracy"])}</b><span>of the test images are classified right<br>'
         f'<span class="soft">{m["num_correct"]:,} of {m["num_images"]:,}; '
         f"95 % interval {_percent(low)} to {_percent(high)} (Wilson)</span></span></div>"
         f'<div class="range" title="0 to 100 %"><i style="left:{low:.2%};width:{high - low:.2%}"></i>'
@@ -70,18 +70,18 @@ def headline(study: Evaluation) -> str:
 
 
 def problems(study: Evaluation) -> str:
-    """Unreadable pictures, files that are no pictures, near-duplicates: what a reader must know before the numbers."""
+    """Unreadable images, files that are no images, near-duplicates: what a reader must know before the numbers."""
     m = study.metrics
     parts = []
     if m["unreadable"]:
         rows = [[escape(path), escape(why)] for path, why in list(m["unreadable"].items())[:MAX_ROWS]]
         parts.append(
-            f'<p class="alert"><b>{_pictures(len(m["unreadable"]))} could not be read,</b> counted as wrong in'
-            f" accuracy, recall and F1.{_more(m['unreadable'])}</p>" + table(["picture", "why"], rows)
+            f'<p class="alert"><b>{_images(len(m["unreadable"]))} could not be read,</b> counted as wrong in'
+            f" accuracy, recall and F1.{_more(m['unreadable'])}</p>" + table(["image", "why"], rows)
         )
-    if m["no_pictures_by_name"]:
-        names = ", ".join(map(escape, m["no_pictures_by_name"][:MAX_ROWS]))
-        parts.append(f"<p>{len(m['no_pictures_by_name'])} files are no pictures by their names: {names}.</p>")
+    if m["no_images_by_name"]:
+        names = ", ".join(map(escape, m["no_images_by_name"][:MAX_ROWS]))
+        parts.append(f"<p>{len(m['no_images_by_name'])} files are no images by their names: {names}.</p>")
     return section("problems", "Files", *parts)
 
 
@@ -112,7 +112,7 @@ def confusions(study: Evaluation) -> str:
         [escape(classes[y]), escape(classes[x]), str(n), _percent(n / matrix[y].sum())]
         for n, y, x in wrong[:MAX_CONFUSIONS]
     ]
-    words = "<h3>Most frequent confusions</h3>" + table(["target", "taken for", "#pictures", "#of the class"], rows)
+    words = "<h3>Most frequent confusions</h3>" + table(["target", "taken for", "#images", "#of the class"], rows)
     drawn = (
         f'<div><div class="scroll">{confusion_svg(matrix, classes)}</div>'
         '<p class="said soft" id="said">Point at a cell or touch it.</p>'
@@ -152,13 +152,13 @@ def per_class_bars(study: Evaluation) -> str:
         ]
         for r in rows
     ]
-    head = ["class", "#pictures", "#precision", "#recall", "#F1", "most often taken for"]
+    head = ["class", "#images", "#precision", "#recall", "#F1", "most often taken for"]
     return section(
         "classes",
         "Classes",
         f'<div class="bars">{"".join(bars)}</div>',
         f"<details><summary>Precision, recall and F1 of every class</summary>{table(head, cells)}</details>",
-        lead="Share of each class's pictures that is recognised (recall) with its 95 % interval, the worst first.",
+        lead="Share of each class's images that is recognised (recall) with its 95 % interval, the worst first.",
     )
 
 
@@ -176,15 +176,15 @@ def calibration(study: Evaluation) -> str:
         reliability_diagram(m["reliability"]),
         "</div><div>",
         table(["", "#before", "#after"], rows),
-        f"<p class=soft>Temperature {m['temperature']:.3f}, fitted on validation pictures. Points on the dotted line"
+        f"<p class=soft>Temperature {m['temperature']:.3f}, fitted on validation images. Points on the dotted line"
         " would be perfect: of predictions with 80 % probability, 80 % are right. Larger points stand for more"
-        " pictures. The calibration error is the mean distance from the line (15 bins, weighted by their pictures)."
+        " images. The calibration error is the mean distance from the line (15 bins, weighted by their images)."
         "</p></div></div>",
     )
 
 
 def gallery(anchor: str, title: str, lead: str, cards: Sequence[Card], *, toggle: bool = False) -> str:
-    """Pictures with captions; ``toggle`` adds a switch for the heat maps."""
+    """Images with captions; ``toggle`` adds a switch for the heat maps."""
     if not cards:
         return ""
     figures = "".join(_figure(card) for card in cards)
@@ -197,23 +197,23 @@ def gallery(anchor: str, title: str, lead: str, cards: Sequence[Card], *, toggle
 def _figure(card: Card) -> str:
     heat = f'<img class="heat" alt="" src="{card.heat}">' if card.heat else ""
     return (
-        f'<figure title="{escape(card.note)}"><div><img alt="{escape(card.note)}" src="{card.picture}">{heat}</div>'
+        f'<figure title="{escape(card.note)}"><div><img alt="{escape(card.note)}" src="{card.image}">{heat}</div>'
         f"<figcaption>{card.caption}</figcaption></figure>"
     )
 
 
 def unknowns(study: Evaluation) -> str:
-    """How well pictures of none of the classes can be told."""
+    """How well images of none of the classes can be told."""
     found, p = study.metrics["unknown"], study.predictions
     if not found["against"]:
         return ""
     known = np.array([s for s in study.columns["unknown_score"] if s != ""], dtype=np.float64)
-    groups = [("test pictures", "main", known)]
-    for kind, name, style in (("noise", "drawn noise", "quiet"), ("outside", "pictures of other things", "third")):
+    groups = [("test images", "main", known)]
+    for kind, name, style in (("noise", "drawn noise", "quiet"), ("outside", "images of other things", "third")):
         scores = np.array([r["score"] for r in study.unknown_scores if r["kind"] == kind])
         if len(scores):
             groups.append((name, style, scores))
-    named = {"noise": "drawn noise, blobs, stripes", "outside": "pictures of other things"}
+    named = {"noise": "drawn noise, blobs, stripes", "outside": "images of other things"}
     rows = [
         [
             named[kind],
@@ -228,8 +228,8 @@ def unknowns(study: Evaluation) -> str:
         rule = "The model folder has no threshold."
     else:
         rule = (
-            f"Threshold {found['threshold']:.4g}, chosen on validation pictures; it would turn away"
-            f" {_percent(found['known_rejected'])} of the {int(p.outcome.readable.sum()):,} test pictures."
+            f"Threshold {found['threshold']:.4g}, chosen on validation images; it would turn away"
+            f" {_percent(found['known_rejected'])} of the {int(p.outcome.readable.sum()):,} test images."
         )
     return section(
         "unknown",
@@ -237,9 +237,9 @@ def unknowns(study: Evaluation) -> str:
         '<div class="columns"><div>',
         histogram(groups, label="distribution of scores", threshold=found["threshold"]),
         "</div><div>",
-        table(["told from test pictures", "#pictures", "#AUROC", "#turned away"], rows),
+        table(["told from test images", "#images", "#AUROC", "#turned away"], rows),
         f"<p class=soft>{rule} Applied by prediction only when asked for.</p></div></div>",
-        lead=f"Pictures of none of the classes should score low. The score is {score[found['score']]}.",
+        lead=f"Images of none of the classes should score low. The score is {score[found['score']]}.",
     )
 
 
@@ -249,20 +249,20 @@ def near_duplicates(study: Evaluation) -> str:
     if not found["checked"]:
         return ""
     if not found["pairs"]:
-        text = "No test picture was found among the training pictures, near-duplicates included."
+        text = "No test image was found among the training images, near-duplicates included."
         return section("leakage", "Train and test", f'<p class="fine">{text}</p>')
     rows = [[escape(r["test"]), escape(r["train"]), str(r["bits"])] for r in found["pairs"][:MAX_ROWS]]
     return section(
         "leakage",
         "Train and test",
-        f'<p class="alert"><b>{_pictures(len(found["pairs"]))} of the test data also in the training data.</b>'
+        f'<p class="alert"><b>{_images(len(found["pairs"]))} of the test data also in the training data.</b>'
         f" The accuracy may be too good.{_more(found['pairs'])}</p>",
-        table(["test picture", "training picture", "#bits of 128 that differ"], rows),
+        table(["test image", "training image", "#bits of 128 that differ"], rows),
     )
 
 
 def comparison(study: Evaluation, cards: Sequence[Card]) -> str:
-    """Two models side by side, the paired test and pictures on which they differ."""
+    """Two models side by side, the paired test and images on which they differ."""
     c = study.metrics.get("compare")
     if c is None:
         return ""
@@ -287,17 +287,17 @@ def comparison(study: Evaluation, cards: Sequence[Card]) -> str:
         "Compared with another model",
         '<div class="columns"><div>',
         table(["", "#this", "#other"], rows),
-        f"<p>Only this one is right on {_pictures(c['only_this_right'])}, only the other on {c['only_other_right']};"
+        f"<p>Only this one is right on {_images(c['only_this_right'])}, only the other on {c['only_other_right']};"
         f" both on {c['both_right']}, neither on {c['both_wrong']}.</p>"
         f"<p>McNemar's exact test: p = {p:.3g}, {verdict}.</p></div><div>",
         '<h3>Recall by class</h3><p class="legend"><span><i></i>this</span><span><i class="third"></i>other</span></p>',
         f"{bars}</div></div>",
-        f'<h3>Pictures that only one has right</h3><div class="gallery">{figures}</div>' if figures else "",
+        f'<h3>Images that only one has right</h3><div class="gallery">{figures}</div>' if figures else "",
     )
 
 
 def slices(study: Evaluation) -> str:
-    """Accuracy by picture size, source, licence."""
+    """Accuracy by image size, source, licence."""
     rows = [
         [
             escape(r["by"]),
@@ -309,7 +309,7 @@ def slices(study: Evaluation) -> str:
         for r in study.metrics.get("slices", [])
     ]
     return section(
-        "slices", "Slices", table(["by", "slice", "#pictures", "#accuracy", "#95 % interval"], rows) if rows else ""
+        "slices", "Slices", table(["by", "slice", "#images", "#accuracy", "#95 % interval"], rows) if rows else ""
     )
 
 
@@ -328,7 +328,7 @@ def robustness(study: Evaluation) -> str:
     cells = [[escape(kind), *(_percent(y) for _, y in s.points)] for kind, s in zip(styles, series, strict=True)]
     return section(
         "robustness",
-        "Harder pictures",
+        "Harder images",
         f'<div class="columns"><div>{chart}</div><div>{table(["", "#as is", "#1", "#2", "#3"], cells)}</div></div>',
     )
 
@@ -342,14 +342,14 @@ def data_facts(study: Evaluation, train_counts: Mapping[str, int] | None) -> str
         counts = m["data"].get(key) or {}
         if counts:
             parts.append(f"<div><h3>{title}</h3>")
-            parts.append(table([key, "#pictures"], [[escape(k), f"{v:,}"] for k, v in counts.items()]) + "</div>")
+            parts.append(table([key, "#images"], [[escape(k), f"{v:,}"] for k, v in counts.items()]) + "</div>")
     support = {r["class"]: r["support"] for r in m["per_class"]}
     head = ["class", *(["#train"] if train_counts else []), "#test"]
     rows = [
         [escape(n), *([f"{train_counts.get(n, 0):,}"] if train_counts else []), f"{support[n]:,}"]
         for n in study.card.class_names
     ]
-    counts_table = f"<details><summary>Pictures of every class</summary>{table(head, rows)}</details>"
+    counts_table = f"<details><summary>Images of every class</summary>{table(head, rows)}</details>"
     prints = table(
         ["content", "fingerprint (sha256)"],
         [
@@ -389,8 +389,8 @@ def _percent(value: float) -> str:
     return f"{value:.1%}"
 
 
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count:,} pictures"
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _more(rows: Any) -> str:

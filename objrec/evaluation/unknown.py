@@ -1,4 +1,4 @@
-"""Pictures that show none of the classes: a score, a threshold, and how well they part known from unknown.
+"""Images that show none of the classes: a score, a threshold, and how well they part known from unknown.
 
 The threshold is chosen on validation data by ``choose``, travels in ``model.json`` under ``unknown``, and is applied by
 ``is_unknown`` of ``objrec.inference.scores`` wherever someone asks for it.
@@ -14,20 +14,20 @@ import numpy.typing as npt
 from objrec.inference.scores import Floats, known_score
 from objrec.models.card import UNKNOWN_SCORES
 
-KEEP: Final = 0.95  # share of validation pictures that stay known: the usual operating point in the literature
+KEEP: Final = 0.95  # share of validation images that stay known: the usual operating point in the literature
 
 
 def choose(logits: Floats, *, temperature: float, outlier_logits: Floats) -> dict[str, Any]:
     """Choose score and threshold on validation data.
 
     Args:
-        logits: (N, classes) of the validation pictures.
+        logits: (N, classes) of the validation images.
         temperature: that of the model, as in ``model.json``.
-        outlier_logits: (M, classes) of pictures without any class, such as those of ``outlier_pixels``.
+        outlier_logits: (M, classes) of images without any class, such as those of ``outlier_pixels``.
 
     Returns:
-        What ``model.json`` keeps under ``unknown``: ``score``, ``threshold`` (pictures below it are unknown; ``KEEP``
-        of the validation pictures are above it), ``keep``, ``auroc`` (against the outliers) and ``num_images``.
+        What ``model.json`` keeps under ``unknown``: ``score``, ``threshold`` (images below it are unknown; ``KEEP``
+        of the validation images are above it), ``keep``, ``auroc`` (against the outliers) and ``num_images``.
     """
     found: dict[str, tuple[float, npt.NDArray[np.float64]]] = {}
     for method in UNKNOWN_SCORES:
@@ -45,7 +45,7 @@ def choose(logits: Floats, *, temperature: float, outlier_logits: Floats) -> dic
 
 
 def auroc(known: Floats, unknown: Floats) -> float:
-    """Return how often a known picture scores above an unknown one, ties counted half; nan for no pictures."""
+    """Return how often a known image scores above an unknown one, ties counted half; nan for no images."""
     if len(known) == 0 or len(unknown) == 0:
         return float("nan")
     below = np.searchsorted(np.sort(unknown), known, side="left")
@@ -54,7 +54,7 @@ def auroc(known: Floats, unknown: Floats) -> float:
 
 
 def outlier_pixels(size: int, count: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Draw pictures of nothing, noise, soft blobs, stripes, gradients in turn: uint8 (count, size, size, 3)."""
+    """Draw images of nothing, noise, soft blobs, stripes, gradients in turn: uint8 (count, size, size, 3)."""
     rng = np.random.default_rng(seed)
     kinds = (_noise, _blobs, _stripes, _gradient)
     return np.stack([kinds[i % len(kinds)](size, rng) for i in range(count)])

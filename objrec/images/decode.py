@@ -1,4 +1,4 @@
-"""Bytes that claim to be a picture, checked and decoded to RGB."""
+"""Bytes that claim to be an image, checked and decoded to RGB."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ TURNS: Final = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # what makes a picture with that EXIF orientation upright
+}  # what makes an image with that EXIF orientation upright
 
 Status = Literal["corrupt", "unsupported", "too_large", "too_small"]
 
 
 class ImageError(ValueError):
-    """Bytes that are not a usable picture.
+    """Bytes that are not a usable image.
 
     Attributes:
         status: what a manifest row or an HTTP error says in a word.
@@ -63,12 +63,12 @@ class NotReduced(ImageError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture as its file stores it.
+    """Aan image as its file stores it.
 
     Attributes:
         pixels: RGB of shape (H, W, 3).
-        width: of the picture, in pixels of ``pixels``. A reduced decoding rounds up: its last column may be covered by
-            the picture in part only, and this number is not whole then.
+        width: of the image, in pixels of ``pixels``. A reduced decoding rounds up: its last column may be covered by
+            the image in part only, and this number is not whole then.
         height: likewise.
         orientation: EXIF, 1 to 8: how to turn it upright.
     """
@@ -84,12 +84,12 @@ class Decoded:
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn a picture as its EXIF orientation asks."""
+    """Turn an image as its EXIF orientation asks."""
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def decode(data: bytes | Path, *, max_pixels: int, min_size: int = 1, target: int | None = None) -> Image.Image:
-    """Decode a picture fully, turn it upright and convert it to RGB; arguments and errors as ``decode_stored``.
+    """Decode an image fully, turn it upright and convert it to RGB; arguments and errors as ``decode_stored``.
 
     Returns:
         The first frame, mode RGB, EXIF orientation applied, alpha laid over a neutral grey.
@@ -100,11 +100,11 @@ def decode(data: bytes | Path, *, max_pixels: int, min_size: int = 1, target: in
 def decode_stored(
     data: bytes | Path, *, max_pixels: int, min_size: int = 1, target: int | None = None, patient: bool = True
 ) -> Decoded:
-    """Decode a picture fully and convert it to RGB.
+    """Decode an image fully and convert it to RGB.
 
     Args:
-        data: the encoded picture, or a file.
-        max_pixels: width x height above which the picture is refused, read from the header before decoding.
+        data: the encoded image, or a file.
+        max_pixels: width x height above which the image is refused, read from the header before decoding.
         min_size: pixels of the shorter side below which it is refused.
         target: pixels of the shorter side that the caller will resize to. A JPEG may then be decoded at a reduced
             size, still ``FINER`` times the target or more (``FINER_SMALL`` for a small one), which saves much time.

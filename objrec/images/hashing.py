@@ -1,4 +1,4 @@
-"""Fingerprints of pictures."""
+"""Fingerprints of images."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 CELLS: Final = 9
 COARSE_CELLS: Final = 4
 GRID: Final = 36  # a multiple of both
-HASHED: Final = 64  # pixels of the shorter side that ``hash_picture`` wants
+HASHED: Final = 64  # pixels of the shorter side that ``hash_image`` wants
 
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """What a picture looks like from afar.
+    """What an image looks like from afar.
 
     Attributes:
         rows: 64-bit difference hash along the rows of 9 x 9 grey cells: is a cell brighter than its left neighbour?
         columns: likewise along the columns. Source: N. Krawetz, "Kind of Like That", 2013.
         coarse: 24 bits, both for 4 x 4 cells. They say little, but hold: of photographs and their scaled, recompressed
-            or brightened copies 83 to 95 % have the same, and yet 2,000 pictures of CIFAR-10 have some 1,980 different
+            or brightened copies 83 to 95 % have the same, and yet 2,000 images of CIFAR-10 have some 1,980 different
             ones.
     """
 
@@ -40,13 +40,13 @@ class Hashes:
         return self.rows << 64 | self.columns
 
 
-def hash_picture(picture: Decoded) -> Hashes:
-    """Hash a picture that was decoded to ``HASHED`` pixels or more."""
+def hash_image(image: Decoded) -> Hashes:
+    """Hash an image that was decoded to ``HASHED`` pixels or more."""
     import numpy as np
 
-    box = (0, 0, picture.width, picture.height)  # exact: a cell's border off by half a pixel flips bits
-    small = Image.fromarray(picture.pixels).resize((GRID, GRID), Image.Resampling.BOX, box=box)
-    grey = np.asarray(upright(small, picture.orientation).convert("L"), dtype=np.int64)
+    box = (0, 0, image.width, image.height)  # exact: a cell's border off by half a pixel flips bits
+    small = Image.fromarray(image.pixels).resize((GRID, GRID), Image.Resampling.BOX, box=box)
+    grey = np.asarray(upright(small, image.orientation).convert("L"), dtype=np.int64)
 
     def cells(count: int) -> npt.NDArray[np.int64]:
         side = GRID // count

@@ -1,4 +1,4 @@
-"""From any picture to the model's input: one definition for data, evaluation, prediction and serving."""
+"""From any image to the model's input: one definition for data, evaluation, prediction and serving."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 __all__ = ["FILTERS", "Preprocessing", "crop_square", "resize_and_crop"]
 
 
-def crop_square(picture: Decoded, size: int, interpolation: str = "bicubic") -> npt.NDArray[np.uint8]:
+def crop_square(image: Decoded, size: int, interpolation: str = "bicubic") -> npt.NDArray[np.uint8]:
     """Scale the shorter side to ``size`` keeping the aspect ratio, cut the central square, turn it upright.
 
     Returns:
-        RGB of shape (size, size, 3). A picture that has that size already is returned as it is.
+        RGB of shape (size, size, 3). Aan image that has that size already is returned as it is.
     """
     import numpy as np
 
-    pixels = picture.pixels
-    if pixels.shape[:2] != (size, size) or (picture.width, picture.height) != (size, size):
+    pixels = image.pixels
+    if pixels.shape[:2] != (size, size) or (image.width, image.height) != (size, size):
         # a window off by a pixel costs more than a poor filter: the box is computed from the exact extent
-        side = min(picture.width, picture.height)
-        left, top = (picture.width - side) / 2, (picture.height - side) / 2
+        side = min(image.width, image.height)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
         pixels = resize_box(pixels, (left, top, left + side, top + side), size, interpolation)
-    if picture.orientation in TURNS:  # the central square of a turned picture is the turned central square
-        pixels = np.asarray(Image.fromarray(pixels).transpose(TURNS[picture.orientation]))
+    if image.orientation in TURNS:  # the central square of a turned image is the turned central square
+        pixels = np.asarray(Image.fromarray(pixels).transpose(TURNS[image.orientation]))
     return pixels
 
 
 def resize_and_crop(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """``crop_square`` of an upright RGB picture that Pillow holds."""
+    """``crop_square`` of an upright RGB image that Pillow holds."""
     if image.size == (size, size):
         return image
     import numpy as np
@@ -49,7 +49,7 @@ def resize_and_crop(image: Image.Image, size: int, interpolation: str = "bicubic
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a model expects of a picture; travels in ``model.json``.
+    """What a model expects of an image; travels in ``model.json``.
 
     Attributes:
         size: pixels of the square input.
@@ -65,8 +65,8 @@ class Preprocessing:
 
     def pixels(self, data: bytes | Path, *, max_pixels: int, patient: bool = True) -> npt.NDArray[np.uint8]:
         """Decode (see ``decode_stored``) and crop; returns uint8 of shape (size, size, 3). Raises ImageError."""
-        picture = decode_stored(data, max_pixels=max_pixels, target=self.size, patient=patient)
-        return crop_square(picture, self.size, self.interpolation)
+        image = decode_stored(data, max_pixels=max_pixels, target=self.size, patient=patient)
+        return crop_square(image, self.size, self.interpolation)
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Turn uint8 (N, H, W, 3) into normalised float32 (N, 3, H, W)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from objrec.images.decode import ImageError, decode_stored
-from objrec.images.hashing import HASHED, hash_picture
+from objrec.images.hashing import HASHED, hash_image
 from objrec.images.image_folder import list_classes
 from objrec.images.near_duplicates import NearbyIndex
 from objrec.system.cores import available_cores
@@ -55,6 +55,6 @@ def _fingerprint(path: Path, max_pixels: int) -> _Print:
     data = read_file(path)
     sha256 = hashlib.sha256(data).digest()
     try:
-        return _Print(sha256, hash_picture(decode_stored(data, max_pixels=max_pixels, target=HASHED)).code)
+        return _Print(sha256, hash_image(decode_stored(data, max_pixels=max_pixels, target=HASHED)).code)
     except ImageError:
         return _Print(sha256, None)

@@ -29,7 +29,7 @@ _local = threading.local()  # a resizer is used by one thread at a time
 def resize_box(
     pixels: npt.NDArray[np.uint8], box: tuple[float, float, float, float], size: int, interpolation: str
 ) -> npt.NDArray[np.uint8]:
-    """Scale a part of a picture to a square; only what the square needs is computed.
+    """Scale a part of an image to a square; only what the square needs is computed.
 
     Args:
         pixels: RGB of shape (H, W, 3).

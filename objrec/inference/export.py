@@ -1,4 +1,4 @@
-"""Write a model in other formats, each checked on real pictures against the model that it came from."""
+"""Write a model in other formats, each checked on real images against the model that it came from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from objrec.config.errors import UserError
 from objrec.images.image_folder import list_classes
 from objrec.inference.predictor import Predictor
-from objrec.inference.run_folder import Forward, match_classes, read_pictures
+from objrec.inference.run_folder import Forward, match_classes, read_images
 from objrec.inference.scores import softmax
 from objrec.models.card import ModelCard
 from objrec.system.files import file_sha256, write_json
@@ -34,12 +34,12 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """An exported model beside the original, on the same pictures.
+    """An exported model beside the original, on the same images.
 
     Attributes:
         difference: the largest absolute difference of a logit, ``probability_difference`` of a calibrated probability.
-        agreement: share of pictures with the same prediction.
-        accuracy, original_accuracy: on the labelled test pictures that can be read.
+        agreement: share of images with the same prediction.
+        accuracy, original_accuracy: on the labelled test images that can be read.
     """
 
     format: str
@@ -53,7 +53,7 @@ class Check:
 
 
 class LabelledImages:
-    """Labelled test pictures, decoded anew for each model so that any number of them fits into memory."""
+    """Labelled test images, decoded anew for each model so that any number of them fits into memory."""
 
     def __init__(self, folder: Path, card: ModelCard, *, batch_size: int, max_pixels: int) -> None:
         split = list_classes(folder)
@@ -67,14 +67,14 @@ class LabelledImages:
         """Run ``forward`` on all that can be read; ``targets`` are then theirs."""
         readable: list[bool] = []
         found = []
-        reads = read_pictures(self._files, self._card, batch_size=self._batch_size, max_pixels=self._max_pixels)
+        reads = read_images(self._files, self._card, batch_size=self._batch_size, max_pixels=self._max_pixels)
         for batch in reads:
             good = [read.pixels for read in batch if read.pixels is not None]
             readable += [read.pixels is not None for read in batch]
             if good:
                 found.append(forward(np.stack(good)))
         if not found:
-            raise UserError("test_dir: none of its pictures can be read")
+            raise UserError("test_dir: none of its images can be read")
         self.targets = self._all_targets[readable]
         return np.concatenate(found)
 
@@ -95,22 +95,22 @@ def export(
 
     Args:
         formats: of ``onnx``, ``openvino``, ``torch_export``.
-        int8: also quantise, with the ranges of ``num_calibration`` pictures of ``train_dir``.
+        int8: also quantise, with the ranges of ``num_calibration`` images of ``train_dir``.
 
     Raises:
-        UserError: a package is missing, there are no pictures, or a format differs from the original.
+        UserError: a package is missing, there are no images, or a format differs from the original.
     """
     if int8 and train_dir is None:
-        raise UserError("export.int8=true is calibrated on training pictures: give train_dir=DIR")
+        raise UserError("export.int8=true is calibrated on training images: give train_dir=DIR")
     by_torch = "torch_export" in formats
     original = Predictor.load(model_dir, runtime="torch" if by_torch else "onnxruntime")
     card = original.card
-    pictures = LabelledImages(test_dir, card, batch_size=batch_size, max_pixels=max_pixels)
-    expected = pictures.logits(original.logits)
+    images = LabelledImages(test_dir, card, batch_size=batch_size, max_pixels=max_pixels)
+    expected = images.logits(original.logits)
     checks = []
     for name in formats:
         path, forward = _WRITERS[name](model_dir, out, card)
-        check = _check(name, path.relative_to(out), card, expected, pictures.logits(forward), pictures.targets)
+        check = _check(name, path.relative_to(out), card, expected, images.logits(forward), images.targets)
         if check.difference > TOLERANCE * max(1.0, float(np.abs(expected).max())):
             raise UserError(f"{name}: differs from the original by {check.difference:.2g} in a logit; nothing was kept")
         checks.append(check)
@@ -118,8 +118,8 @@ def export(
         assert train_dir is not None
         folder = _write_int8(model_dir, out / "int8", train_dir, num_calibration)
         quantized = Predictor.load(folder)
-        found = pictures.logits(quantized.logits)
-        checks.append(_check("int8", Path("int8"), card, expected, found, pictures.targets))
+        found = images.logits(quantized.logits)
+        checks.append(_check("int8", Path("int8"), card, expected, found, images.targets))
     original_name = "the weights in torch" if by_torch else "model.onnx in ONNX Runtime"
     write_json(out / "preprocessing.json", preprocessing(card))
     write_json(out / "export.json", {"original": original_name, "checks": [asdict(check) for check in checks]})
@@ -130,7 +130,7 @@ def preprocessing(card: ModelCard) -> dict[str, Any]:
     """Return all that a stranger needs to feed the model and to read its answer."""
     return {
         "steps": [
-            "decode the picture, apply its EXIF orientation, convert to RGB (transparent parts over grey 128)",
+            "decode the image, apply its EXIF orientation, convert to RGB (transparent parts over grey 128)",
             f"cut the largest central square and resize it to {card.input_size} x {card.input_size} pixels"
             f" ({card.interpolation}, with antialiasing, as Pillow's resize does)",
             "divide by 255, subtract mean, divide by std, channel by channel",

@@ -1,4 +1,4 @@
-"""A trained model that answers for pictures, without torch."""
+"""A trained model that answers for images, without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_PIXELS = 50_000_000
 
 @dataclass(frozen=True)
 class Predictor:
-    """Pictures in, class probabilities out. Safe to call from many threads at once.
+    """Images in, class probabilities out. Safe to call from many threads at once.
 
     Example:
         >>> predictor = Predictor.load(Path("runs/pipeline/latest/train/model_dir"))
@@ -58,7 +58,7 @@ class Predictor:
             precision: of the arithmetic: ``fp32``, ``bf16`` or ``int8``.
             workers: how many threads will call at once; a batch is divided among as many, except on a GPU.
             int8: the quantised model, for ``precision="int8"``.
-            max_pixels: pictures above it are refused, see ``objrec.images.decode``.
+            max_pixels: images above it are refused, see ``objrec.images.decode``.
             verify: check the hashes of the files first; False only where the caller has just done so.
 
         Raises:
@@ -78,7 +78,7 @@ class Predictor:
         _check_fit(session, card, model_dir)
         return cls(card, session, max_pixels, workers)
 
-    def pixels(self, picture: bytes | Path, *, budget: Budget | None = None) -> npt.NDArray[np.uint8]:
+    def pixels(self, image: bytes | Path, *, budget: Budget | None = None) -> npt.NDArray[np.uint8]:
         """Decode and crop an image to uint8 (size, size, 3).
 
         Args:
@@ -90,11 +90,11 @@ class Predictor:
         """
         preprocessing = self.card.preprocessing
         if budget is None:
-            return preprocessing.pixels(picture, max_pixels=self.max_pixels)
+            return preprocessing.pixels(image, max_pixels=self.max_pixels)
         from objrec.images.budget import decoding_cost
         from objrec.images.decode import NotReduced
 
-        data = picture.read_bytes() if isinstance(picture, Path) else picture
+        data = image.read_bytes() if isinstance(image, Path) else image
         cost = decoding_cost(data, max_pixels=self.max_pixels, target=self.card.input_size)
         try:
             with budget.take(min(cost.memory, budget.size)):
@@ -122,12 +122,12 @@ class Predictor:
 
         return softmax(self.logits(pixels), self.card.temperature)
 
-    def predict(self, pictures: Iterable[bytes | Path], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
-        """Return for each picture its ``top_k`` (label, probability), best first. Raises ImageError for a bad one."""
-        return [self.ranked(self.probabilities(self.pixels(p)[None])[0], top_k) for p in pictures]
+    def predict(self, images: Iterable[bytes | Path], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
+        """Return for each image its ``top_k`` (label, probability), best first. Raises ImageError for a bad one."""
+        return [self.ranked(self.probabilities(self.pixels(p)[None])[0], top_k) for p in images]
 
     def is_unknown(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Return (N,): which of (N, classes) logits are of pictures that show none of the classes.
+        """Return (N,): which of (N, classes) logits are of images that show none of the classes.
 
         Raises:
             UserError: the model folder has no threshold for it.
@@ -135,7 +135,7 @@ class Predictor:
         from objrec.inference.scores import is_unknown
 
         if self.card.unknown is None:
-            raise UserError("this model has no threshold for unknown pictures: train it again")
+            raise UserError("this model has no threshold for unknown images: train it again")
         return is_unknown(logits, self.card.unknown, self.card.temperature)
 
     def ranked(self, probabilities: npt.NDArray[np.float64], top_k: int) -> list[tuple[str, float]]:
@@ -145,7 +145,7 @@ class Predictor:
 
 
 def _check_fit(session: Session, card: ModelCard, model_dir: Path) -> None:
-    """Answer for a black picture: the model takes pictures of the card's size, and has an output for each class.
+    """Answer for a black image: the model takes images of the card's size, and has an output for each class.
 
     It is warm then, as the first run allocates. OpenVINO's bindings look numpy up on first use, too, and two threads
     that do so at once wait for each other for ever.

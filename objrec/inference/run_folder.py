@@ -1,4 +1,4 @@
-"""Every picture of a test folder through a model, none lost on the way."""
+"""Every image of a test folder through a model, none lost on the way."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from objrec.system.reading import read_file, shown
 Pixels = npt.NDArray[np.uint8]
 Forward = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (N, size, size, 3) -> logits (N, classes)
 Alter = Callable[[Pixels, str], Pixels]  # uint8 (size, size, 3) and the sha256 of its file -> the same shape
-DECODED_AHEAD = 3  # batches: enough that the model never waits for a picture, few enough to stay small in memory
+DECODED_AHEAD = 3  # batches: enough that the model never waits for an image, few enough to stay small in memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutputs:
-    """What a model said to N pictures, in the order of ``objrec.images.image_folder.list_classes``.
+    """What a model said to N images, in the order of ``objrec.images.image_folder.list_classes``.
 
     Attributes:
         classes: the C classes of the model, in the order of its outputs.
         folder: the test folder.
-        paths: ``class/name`` of each picture.
+        paths: ``class/name`` of each image.
         sha256: of each file.
         targets: (N,) indices into ``classes``.
-        logits: (N, C) float32; rows of unreadable pictures are zero.
-        readable: (N,) False where a picture could not be decoded.
+        logits: (N, C) float32; rows of unreadable images are zero.
+        readable: (N,) False where an image could not be decoded.
         reasons: why, by path.
         others: files that are no images of a class.
     """
@@ -80,7 +80,7 @@ def match_classes(split: Listing, card: ModelCard) -> list[int]:
             [
                 f"test_dir has a class that the model does not know: '{name}'."
                 f"{did_you_mean(name, card.class_names, what='it knows')}"
-                " Rename the folder, take it away, or keep such pictures apart and give them as evaluate.unknown_dir"
+                " Rename the folder, take it away, or keep such images apart and give them as evaluate.unknown_dir"
                 for name in unknown
             ]
         )
@@ -90,7 +90,7 @@ def match_classes(split: Listing, card: ModelCard) -> list[int]:
 def run_model(
     folder: Path, card: ModelCard, forward: Forward, *, batch_size: int, max_pixels: int, alter: Alter | None = None
 ) -> ModelOutputs:
-    """Decode every picture of ``folder`` and run the model on it.
+    """Decode every image of ``folder`` and run the model on it.
 
     Args:
         alter: changes the pixels before the model sees them.
@@ -105,8 +105,8 @@ def run_model(
     readable: list[bool] = []
     logits: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}
-    for batch in read_pictures(files, card, batch_size=batch_size, max_pixels=max_pixels, alter=alter):
-        report(len(sha256), len(files), "pictures")
+    for batch in read_images(files, card, batch_size=batch_size, max_pixels=max_pixels, alter=alter):
+        report(len(sha256), len(files), "images")
         good = [read.pixels for read in batch if read.pixels is not None]
         rows = np.zeros((len(batch), len(card.class_names)), dtype=np.float32)
         if good:
@@ -130,7 +130,7 @@ def run_model(
     )
 
 
-def read_pictures(
+def read_images(
     files: Sequence[Path], card: ModelCard, *, batch_size: int, max_pixels: int, alter: Alter | None = None
 ) -> Iterator[list[Read]]:
     """Yield the files in batches, decoded in threads while the caller works on earlier ones."""

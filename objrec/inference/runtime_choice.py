@@ -1,6 +1,6 @@
 """Which runtime and precision serve a model on this machine: measured when it is deployed, never guessed.
 
-A candidate may serve when it agrees with the original (ONNX Runtime, float32) on the smoke pictures and, in a lower
+A candidate may serve when it agrees with the original (ONNX Runtime, float32) on the smoke images and, in a lower
 precision, when what it loses on the test set was measured and stays within ``serve.max_accuracy_drop``. Of those the
 fastest is taken. The findings lie in ``registry_dir/tuned/<sha256>/``, beside the quantised model.
 """
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-CALIBRATION_PICTURES: Final = 64  # only the ranges of activations are taken from them; they are not measured on
-MEASURED_PICTURES: Final = 2000  # standard error of a difference of some points: a few tenths
+CALIBRATION_IMAGES: Final = 64  # only the ranges of activations are taken from them; they are not measured on
+MEASURED_IMAGES: Final = 2000  # standard error of a difference of some points: a few tenths
 BATCH: Final = 32
 SECONDS: Final = 0.5  # of timing for each candidate
 
@@ -44,9 +44,9 @@ class Candidate(BaseModel):
 
     runtime: str
     precision: str
-    milliseconds: float | None = None  # for a picture, with all cores at work
-    difference: float | None = None  # largest, of a probability on the smoke pictures
-    accuracy_drop: float | None = None  # share of the test pictures
+    milliseconds: float | None = None  # for an image, with all cores at work
+    difference: float | None = None  # largest, of a probability on the smoke images
+    accuracy_drop: float | None = None  # share of the test images
     num_images: int = 0
     refused: str | None = None
 
@@ -117,7 +117,7 @@ def tune(
     folder: Path,
     *,
     smoke: Smoke,
-    test_pictures: Sequence[tuple[str, Path]],
+    test_images: Sequence[tuple[str, Path]],
     runtime: str,
     precision: str,
     workers: int,
@@ -127,7 +127,7 @@ def tune(
     """Try every candidate, write the findings to ``folder`` and return them.
 
     Args:
-        test_pictures: (class name, file), the classes taking turns.
+        test_images: (class name, file), the classes taking turns.
         max_accuracy_drop: a share; a test set of fewer than its inverse cannot show it, so low precision is refused.
 
     Raises:
@@ -135,16 +135,16 @@ def tune(
     """
     reference = Predictor.load(model_dir, threads=1, workers=workers, verify=False, max_pixels=max_pixels)
     candidates = possible(runtime, precision)
-    calibration = test_pictures[:CALIBRATION_PICTURES]
-    measured = test_pictures[CALIBRATION_PICTURES:][:MEASURED_PICTURES]
-    needed = math.ceil(1 / max_accuracy_drop) if max_accuracy_drop > 0 else MEASURED_PICTURES
+    calibration = test_images[:CALIBRATION_IMAGES]
+    measured = test_images[CALIBRATION_IMAGES:][:MEASURED_IMAGES]
+    needed = math.ceil(1 / max_accuracy_drop) if max_accuracy_drop > 0 else MEASURED_IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     int8 = None
     open_candidates: list[tuple[Candidate, Predictor]] = []
     for c in candidates:
         try:
             if c.precision != "fp32" and len(measured) < needed:
-                raise UserError(f"{len(measured)} test pictures cannot show an accuracy drop of {max_accuracy_drop:g}")
+                raise UserError(f"{len(measured)} test images cannot show an accuracy drop of {max_accuracy_drop:g}")
             if c.precision == "int8" and int8 is None:
                 int8 = quantize(reference, [path for _, path in calibration], model_dir, folder / INT8_FILE)
             predictor = Predictor.load(
@@ -177,36 +177,36 @@ def tune(
 def _measure_accuracy(
     reference: Predictor,
     candidates: Sequence[tuple[Candidate, Predictor]],
-    pictures: Sequence[tuple[str, Path]],
+    images: Sequence[tuple[str, Path]],
     max_accuracy_drop: float,
 ) -> None:
     low = [(c, p) for c, p in candidates if c.precision != "fp32"]
     if not low:
         return
     right = [0] * (len(low) + 1)
-    for labels, pixels in _batches(reference, pictures):
+    for labels, pixels in _batches(reference, images):
         for i, predictor in enumerate((reference, *(p for _, p in low))):
             for row in range(len(labels)):  # one by one, as the endpoint does
                 answer = int(predictor.logits(pixels[row : row + 1])[0].argmax())
                 right[i] += reference.card.class_names[answer] == labels[row]
     for (c, _), count in zip(low, right[1:], strict=True):
-        c.num_images = len(pictures)
-        c.accuracy_drop = (right[0] - count) / len(pictures)
+        c.num_images = len(images)
+        c.accuracy_drop = (right[0] - count) / len(images)
         if c.accuracy_drop > max_accuracy_drop:
             c.refused = (
-                f"loses {c.accuracy_drop:.4f} of accuracy on {len(pictures)} test pictures, more than "
+                f"loses {c.accuracy_drop:.4f} of accuracy on {len(images)} test images, more than "
                 f"serve.max_accuracy_drop={max_accuracy_drop:g}"
             )
 
 
 def _batches(
-    predictor: Predictor, pictures: Sequence[tuple[str, Path]]
+    predictor: Predictor, images: Sequence[tuple[str, Path]]
 ) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
     import numpy as np
 
-    for start in range(0, len(pictures), BATCH):
+    for start in range(0, len(images), BATCH):
         labels, rows = [], []
-        for label, path in pictures[start : start + BATCH]:
+        for label, path in images[start : start + BATCH]:
             try:
                 rows.append(predictor.pixels(path))
             except ImageError:  # wrong for every candidate alike
@@ -216,8 +216,8 @@ def _batches(
             yield labels, np.stack(rows)
 
 
-def quantize(predictor: Predictor, pictures: Sequence[Path], model_dir: Path, path: Path) -> Path:
-    """Write an int8 model: weights per channel, activations by the ranges seen on ``pictures``. Raises UserError.
+def quantize(predictor: Predictor, images: Sequence[Path], model_dir: Path, path: Path) -> Path:
+    """Write an int8 model: weights per channel, activations by the ranges seen on ``images``. Raises UserError.
 
     Weights take 7 bits, -64 to 64, so that every processor computes the same. Without VNNI the kernels of ONNX Runtime
     and OpenVINO add two products of an activation (0 to 255) and a weight in 16 bits that saturate: 8-bit weights lose
@@ -235,7 +235,7 @@ def quantize(predictor: Predictor, pictures: Sequence[Path], model_dir: Path, pa
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self, name: str) -> None:
-            self._rows = ({name: normalize(pixels)} for _, pixels in _batches(predictor, [("", p) for p in pictures]))
+            self._rows = ({name: normalize(pixels)} for _, pixels in _batches(predictor, [("", p) for p in images]))
 
         def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
             return next(self._rows, None)
@@ -269,7 +269,7 @@ def _input_name(model: Path) -> str:
 
 
 def milliseconds(predictor: Predictor, *, workers: int, seconds: float = SECONDS) -> float:
-    """Return the time for a picture when ``workers`` threads keep the model busy."""
+    """Return the time for an image when ``workers`` threads keep the model busy."""
     import numpy as np
 
     size = predictor.card.input_size

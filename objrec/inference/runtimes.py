@@ -81,7 +81,7 @@ class OnnxRuntimeSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors: its warnings are about graphs that it optimises anyway
-        if workers > 1:  # a thread that spins for work takes the core from a neighbour's picture
+        if workers > 1:  # a thread that spins for work takes the core from a neighbour's image
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -138,7 +138,7 @@ def _at_low_priority(load: Callable[[], T]) -> T:
     """Load a model so that the threads that it makes give way to those that feed it.
 
     On Linux a thread has a priority of its own and hands it on to those that it makes: it is lowered in one that ends
-    here. Who holds Python's lock, and all who wait for it, then need not wait until a model has done its picture.
+    here. Who holds Python's lock, and all who wait for it, then need not wait until a model has done its image.
     """
 
     def run() -> T:
@@ -216,10 +216,10 @@ def open_session(
 
 
 def callers(session: Session, *, max_batch: int) -> int:
-    """Return how many threads keep a model busy that is served, each with one picture from decoding to answer."""
+    """Return how many threads keep a model busy that is served, each with one image from decoding to answer."""
     if session.batched:
         return max_batch
-    # one more than cores: while a thread waits for Python's lock, another's picture keeps its core busy; where the
+    # one more than cores: while a thread waits for Python's lock, another's image keeps its core busy; where the
     # model has threads of its own, as many decode for them, and two more wait for the lock
     return 2 * available_cores() + 3 if session.own_threads else available_cores() + 1
 

@@ -1,4 +1,4 @@
-"""Smoke pictures: some of the test set with the answers that a model gave before it was deployed.
+"""Smoke images: some of the test set with the answers that a model gave before it was deployed.
 
 They lie beside the models, ``registry_dir/smoke/<sha256>.json``, and every process that loads the model to serve it, on
 whatever runtime, must reproduce the answers first.
@@ -21,7 +21,7 @@ from objrec.images.image_folder import list_classes
 if TYPE_CHECKING:
     from objrec.inference.predictor import Predictor
 
-PICTURES = 16  # enough to meet every class once where there are few, and small enough to answer in a second
+IMAGES = 16  # enough to meet every class once where there are few, and small enough to answer in a second
 TOLERANCE = {
     "fp32": 0.01,
     "bf16": 0.1,
@@ -31,16 +31,17 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Smoke:
-    """Encoded pictures and, for each, the probabilities (classes,) that the original gave."""
+    """Encoded images and, for each, the probabilities (classes,) that the original gave."""
 
-    pictures: Sequence[bytes]
+    images: Sequence[bytes]
     probabilities: Sequence[Sequence[float]]
 
     @classmethod
     def load(cls, path: Path) -> Smoke | None:
         """Read the file, or return None where there is none. Raises UserError for a damaged one."""
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))["pictures"]
+            data = json.loads(path.read_text(encoding="utf-8"))
+            rows = data.get("images", data.get("pictures"))  # as versions up to 0.1 called them
             return cls([base64.b64decode(r["data"]) for r in rows], [r["probabilities"] for r in rows])
         except FileNotFoundError:
             return None
@@ -50,23 +51,23 @@ class Smoke:
     def dumps(self) -> str:
         rows = [
             {"data": base64.b64encode(data).decode(), "probabilities": list(probabilities)}
-            for data, probabilities in zip(self.pictures, self.probabilities, strict=True)
+            for data, probabilities in zip(self.images, self.probabilities, strict=True)
         ]
-        return json.dumps({"pictures": rows}) + "\n"
+        return json.dumps({"images": rows}) + "\n"
 
     def difference(self, predictor: Predictor) -> float:
         """Return the largest difference of a probability between ``predictor`` and the recorded answers.
 
         Raises:
-            UserError: a recorded picture is none.
+            UserError: a recorded image is none.
         """
         worst = 0.0
-        for data, expected in zip(self.pictures, self.probabilities, strict=True):
+        for data, expected in zip(self.images, self.probabilities, strict=True):
             try:
                 pixels = predictor.pixels(data)
             except ImageError as error:
                 version = predictor.card.sha256[:12]
-                raise UserError(f"a smoke picture of model {version} is damaged ({error}): deploy it again") from None
+                raise UserError(f"a smoke image of model {version} is damaged ({error}): deploy it again") from None
             given = predictor.probabilities(pixels[None])[0].tolist()
             if len(given) != len(expected):
                 return 1.0
@@ -80,8 +81,8 @@ def smoke_file(registry_dir: Path, sha256: str) -> Path:
     return registry_dir / "smoke" / f"{sha256}.json"
 
 
-def pictures_in_turns(folder: Path) -> list[tuple[str, Path]]:
-    """Return (class name, file) for each picture of a test folder, the classes taking turns, the same each time.
+def images_in_turns(folder: Path) -> list[tuple[str, Path]]:
+    """Return (class name, file) for each image of a test folder, the classes taking turns, the same each time.
 
     Any beginning of the list is thus a fair sample. Raises UserError when there is none.
     """

@@ -1,4 +1,4 @@
-"""Fill every class: many pictures at once, decided in the order of each class's candidates."""
+"""Fill every class: many images at once, decided in the order of each class's candidates."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from objrec.web.download import Downloader
 from objrec.web.failures import FetchError
 
 PATIENCE: Final = 0.5  # seconds that a turn may take before replacements are begun ahead
-WINDOW: Final = 512  # pictures of all classes together that may wait for their turn to be decided
+WINDOW: Final = 512  # images of all classes together that may wait for their turn to be decided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demands:
-    """What is asked of a picture.
+    """What is asked of an image.
 
     Attributes:
-        excluded: URLs and sha256 (or the first 16 digits or more) of pictures that were taken down.
+        excluded: URLs and sha256 (or the first 16 digits or more) of images that were taken down.
         licenses: by source name; None where any will do.
     """
 
@@ -72,7 +72,7 @@ class Acquire(Protocol):
 
 
 class LocalAcquire:
-    """Reads from the source itself; good pictures go to the data set, also some that are not kept in the end.
+    """Reads from the source itself; good images go to the data set, also some that are not kept in the end.
 
     Args:
         threads: read from the source.
@@ -89,14 +89,14 @@ class LocalAcquire:
         read = functools.partial(self._source.read, candidate, max_bytes=demands.max_bytes)
         try:
             data = await asyncio.get_running_loop().run_in_executor(self._threads, read)
-            picture = await self._examiners.examine("target", candidate.class_name, data)
+            image = await self._examiners.examine("target", candidate.class_name, data)
         except ImageError as error:
             return CandidateOutcome(candidate=candidate, status=error.status, reason=error.reason)
         except ExaminerDied as died:
             return CandidateOutcome(candidate=candidate, status="corrupt", reason=str(died))
-        if demands.excludes(picture.sha256):
+        if demands.excludes(image.sha256):
             return CandidateOutcome(candidate=candidate, status="excluded", reason="listed in ingest.exclude")
-        return CandidateOutcome(candidate=candidate, picture=picture, exact=True)
+        return CandidateOutcome(candidate=candidate, image=image, exact=True)
 
 
 class WebAcquire:
@@ -123,7 +123,7 @@ class WebAcquire:
             task.add_done_callback(lambda _: self._running.pop(candidate.url, None))
         found = await asyncio.shield(task)
         return self._judge(
-            CandidateOutcome(candidate=candidate, picture=found.picture, status=found.status, reason=found.reason)
+            CandidateOutcome(candidate=candidate, image=found.image, status=found.status, reason=found.reason)
         )
 
     async def cancel(self) -> None:
@@ -136,15 +136,15 @@ class WebAcquire:
     async def _fetch(self, candidate: Candidate) -> CandidateOutcome:
         known = self._store.recall(candidate, retry_transient=self._refresh)
         if known is not None:
-            picture = known.picture
-            if picture is None or self._demands.excludes(picture.sha256):
+            image = known.image
+            if image is None or self._demands.excludes(image.sha256):
                 return known
-            if await asyncio.to_thread(self._store.has, picture.sha256):
+            if await asyncio.to_thread(self._store.has, image.sha256):
                 return known
         await self._examiners.room()
         try:
             data = await self._downloader.fetch(candidate.url)
-            picture = await self._examiners.examine("store", candidate.url, data)  # which records what came of it
+            image = await self._examiners.examine("store", candidate.url, data)  # which records what came of it
         except ImageError as error:
             return CandidateOutcome(candidate=candidate, status=error.status, reason=error.reason)
         except FetchError as error:
@@ -152,26 +152,26 @@ class WebAcquire:
         except ExaminerDied as died:
             status, reason, transient = "corrupt", str(died), True
         else:
-            return CandidateOutcome(candidate=candidate, picture=picture)
+            return CandidateOutcome(candidate=candidate, image=image)
         self._store.record(candidate.url, status=status, reason=reason, transient=transient)
         return CandidateOutcome(candidate=candidate, status=status, reason=reason)
 
     def _judge(self, outcome: CandidateOutcome) -> CandidateOutcome:
-        """Apply what may have changed since a picture was fetched."""
-        picture = outcome.picture
-        if picture is None:
+        """Apply what may have changed since an image was fetched."""
+        image = outcome.image
+        if image is None:
             return outcome
         status, reason = "ok", None
-        if self._demands.excludes(picture.sha256):
-            self._store.forget(picture.sha256)
+        if self._demands.excludes(image.sha256):
+            self._store.forget(image.sha256)
             status, reason = "excluded", "listed in ingest.exclude"
-        elif min(picture.width, picture.height) < self._demands.min_size:
-            status, reason = "too_small", f"{picture.width} x {picture.height} pixels"
-        elif picture.width * picture.height > self._demands.max_pixels:
-            status, reason = "too_large", f"{picture.width} x {picture.height} pixels"
-        elif picture.size > self._demands.max_bytes:
-            status, reason = "too_large", f"{picture.size} bytes"
-        return CandidateOutcome(candidate=outcome.candidate, picture=picture, status=status, reason=reason)
+        elif min(image.width, image.height) < self._demands.min_size:
+            status, reason = "too_small", f"{image.width} x {image.height} pixels"
+        elif image.width * image.height > self._demands.max_pixels:
+            status, reason = "too_large", f"{image.width} x {image.height} pixels"
+        elif image.size > self._demands.max_bytes:
+            status, reason = "too_large", f"{image.size} bytes"
+        return CandidateOutcome(candidate=outcome.candidate, image=image, status=status, reason=reason)
 
 
 Offer = tuple[Candidate, Acquire]
@@ -228,7 +228,7 @@ class Collector:
     async def run(self) -> set[str]:
         """Fill the classes; return the names of those whose time ran out.
 
-        Rounds: a picture that a later class also claims is taken from an earlier one, which then goes on.
+        Rounds: an image that a later class also claims is taken from an earlier one, which then goes on.
         """
         try:
             while behind := [c for c in self._classes if self._wants(c)]:

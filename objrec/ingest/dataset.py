@@ -33,7 +33,7 @@ def build(config: Config, source_path: Path | None, target: Path) -> None:
     """Build the data set in ``target``, an empty folder.
 
     Raises:
-        UserError: a source cannot be used as configured, or a class ended without any picture.
+        UserError: a source cannot be used as configured, or a class ended without any image.
     """
     wanted = config.ingest.num_images
     selection, class_names, notes, untaken = asyncio.run(_collect(config, source_path, target))
@@ -90,7 +90,7 @@ async def _collect(
             progress.note(f"ingest: {stopped_at}")
         if web is not None:
             await web.settle()
-        await examiners.close()  # a class that ended early may have left a picture being written
+        await examiners.close()  # a class that ended early may have left an image being written
         _place(selection, target, web.store if web else None)
     return selection, class_names, notes, [*_untaken(selection, class_names, sources), *_strays(sources)]
 
@@ -116,7 +116,7 @@ def _strays(sources: Sequence[Source]) -> Iterator[Row]:
 def _ways(
     sources: Sequence[Source], demands: Demands, web: Web | None, examiners: ExaminerPool, threads: Executor
 ) -> Iterator[tuple[Source, Acquire]]:
-    """Pair each source with what gets its pictures."""
+    """Pair each source with what gets its images."""
     for source in sources:
         if isinstance(source, LocalSource):
             yield source, LocalAcquire(source, demands, examiners, threads)
@@ -157,13 +157,13 @@ def _class_names(config: Config, sources: Sequence[Source]) -> Sequence[str]:
 
 
 def _place(selection: CandidateSelection, target: Path, store: WebStore | None) -> None:
-    """Put kept pictures of the store in place, and remove what local sources wrote and is not kept."""
+    """Put kept images of the store in place, and remove what local sources wrote and is not kept."""
     kept = set()
     for outcome, is_kept in selection.outcomes():
-        if is_kept and outcome.picture is not None:
-            kept.add(name := file_of(outcome.candidate.class_name, outcome.picture))
+        if is_kept and outcome.image is not None:
+            kept.add(name := file_of(outcome.candidate.class_name, outcome.image))
             if store is not None and not (target / name).exists():
-                store.place(outcome.picture.sha256, target / name)
+                store.place(outcome.image.sha256, target / name)
     for folder in [p for p in target.iterdir() if p.is_dir()]:
         for entry in os.scandir(folder):
             if f"{folder.name}/{entry.name}" not in kept:
@@ -171,7 +171,7 @@ def _place(selection: CandidateSelection, target: Path, store: WebStore | None) 
 
 
 def _check(selection: CandidateSelection, class_names: Sequence[str], config: Config, notes: Sequence[str]) -> None:
-    """Raise UserError for each class that ended without any picture."""
+    """Raise UserError for each class that ended without any image."""
     problems = []
     for name in class_names:
         counts = Counter(selection.statuses(name))
@@ -181,7 +181,7 @@ def _check(selection: CandidateSelection, class_names: Sequence[str], config: Co
                 counts["too_small"]
             )
             cure += " source.licenses=null takes any licence." * bool(counts["license"])
-            problems.append(f"class '{name}': no usable picture ({found}).{cure}")
+            problems.append(f"class '{name}': no usable image ({found}).{cure}")
     if problems:
         raise UserError([*notes, *problems])
 

@@ -1,4 +1,4 @@
-"""Is it a picture, which one, and how large?"""
+"""Is it an image, which one, and how large?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from objrec.images.decode import ImageError, decode_stored, open_checked
 from objrec.images.formats import EXTENSIONS
-from objrec.images.hashing import HASHED, hash_picture
+from objrec.images.hashing import HASHED, hash_image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +43,12 @@ def examine(data: bytes, *, max_pixels: int, min_size: int) -> ExaminedImage:
     """
     if not data:
         raise ImageError("corrupt", "empty")
-    picture = decode_stored(data, max_pixels=max_pixels, min_size=min_size, target=HASHED)
+    image = decode_stored(data, max_pixels=max_pixels, min_size=min_size, target=HASHED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_checked(data, max_pixels=max_pixels) as header:
             width, height, kind = *header.size, header.format
-    hashes = hash_picture(picture)
+    hashes = hash_image(image)
     return ExaminedImage(
         sha256=hashlib.sha256(data).hexdigest(),
         size=len(data),

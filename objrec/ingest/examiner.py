@@ -1,11 +1,11 @@
-"""``python -m objrec.ingest.examiner``: a process that examines pictures and writes the good ones.
+"""``python -m objrec.ingest.examiner``: a process that examines images and writes the good ones.
 
 What decodes bytes from outside runs here and not where the downloads are: bytes that crash a decoder end this process
 alone, and several of them keep several cores busy. ``objrec.ingest.pool`` starts it and says what it reads and writes.
 
-Standard input: a line of JSON with the fields of ``Setup``, then for each picture a line of JSON ``[way, name, size]``
+Standard input: a line of JSON with the fields of ``Setup``, then for each image a line of JSON ``[way, name, size]``
 and ``size`` bytes. ``way`` is ``store``, with the URL as name, or ``target``, with the class. Standard output: an empty
-line when ready, then a line of JSON for each picture in turn: ``{"picture": fields}``, ``{"status", "reason"}`` or
+line when ready, then a line of JSON for each image in turn: ``{"image": fields}``, ``{"status", "reason"}`` or
 ``{"fault": traceback}``.
 """
 
@@ -29,7 +29,7 @@ from objrec.system.processes import die_with_parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What holds for all pictures of a run.
+    """What holds for all images of a run.
 
     Attributes:
         target: folder of the data set.
@@ -44,26 +44,26 @@ class Setup:
 
 
 class Examiner:
-    """Examines pictures and puts the good ones where they belong."""
+    """Examines images and puts the good ones where they belong."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
 
     def examine(self, way: str, name: str, data: bytes) -> dict[str, Any]:
-        """Return what standard output says of a picture."""
+        """Return what standard output says of an image."""
         try:
-            picture = examine(data, max_pixels=self._setup.max_pixels, min_size=self._setup.min_size)
+            image = examine(data, max_pixels=self._setup.max_pixels, min_size=self._setup.min_size)
         except ImageError as error:
             if way == "store":
                 self._store.record(name, status=error.status, reason=error.reason)
             return {"status": error.status, "reason": error.reason}
         if way == "store":
-            # The row is first: a picture that is there whole is known, whenever this process is killed.
-            self._store.record(name, picture=picture)
-            self._store.write(picture.sha256, data)
+            # The row is first: an image that is there whole is known, whenever this process is killed.
+            self._store.record(name, image=image)
+            self._store.write(image.sha256, data)
         else:
-            Path(self._setup.target, file_of(name, picture)).write_bytes(data)
-        return {"picture": asdict(picture)}
+            Path(self._setup.target, file_of(name, image)).write_bytes(data)
+        return {"image": asdict(image)}
 
     @functools.cached_property
     def _store(self) -> WebStore:

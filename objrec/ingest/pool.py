@@ -1,4 +1,4 @@
-"""Processes that examine pictures for an event loop. One that dies costs the picture that it was at, and no other."""
+"""Processes that examine images for an event loop. One that dies costs the image that it was at, and no other."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from objrec.system.processes import PARENT
 BACKLOG: Final = 1 << 18  # bytes that a process may have waiting: work while the event loop is elsewhere
 BACKLOG_JOBS: Final = 64
 ROOM: Final = 64 << 20  # bytes in waiting above which no more should be downloaded
-PATIENCE: Final = 60.0  # seconds for a picture, then its process is killed
+PATIENCE: Final = 60.0  # seconds for an image, then its process is killed
 GRACE: Final = 10.0  # seconds to finish what was begun, at the end
 COMMAND: tuple[str, ...] = ("-m", "objrec.ingest.examiner")
 LINE: Final = 1 << 20  # bytes of an answer
 
 
 class ExaminerDied(Exception):
-    """The process ended over a picture; another time it may not."""
+    """The process ended over an image; another time it may not."""
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class ExaminerPool:
 
     Args:
         most: processes at once.
-        patience: seconds for a picture.
+        patience: seconds for an image.
     """
 
     def __init__(self, setup: Setup, *, most: int | None = None, patience: float = PATIENCE) -> None:
@@ -85,7 +85,7 @@ class ExaminerPool:
         self._most = most or available_cores()
         self._patience = patience
         self._waiting: deque[_Job] = deque()
-        self._held = 0  # bytes of pictures that are not examined yet
+        self._held = 0  # bytes of images that are not examined yet
         self._roomy = asyncio.Event()
         self._roomy.set()
         self._workers: list[_Worker] = []
@@ -118,7 +118,7 @@ class ExaminerPool:
         await asyncio.gather(self._watch, *self._tasks, return_exceptions=True)
 
     async def examine(self, way: str, name: str, data: bytes) -> ExaminedImage:
-        """Examine a picture and write it where ``way`` says (see ``objrec.ingest.examiner``).
+        """Examine an image and write it where ``way`` says (see ``objrec.ingest.examiner``).
 
         Raises:
             ImageError: as ``objrec.ingest.examine``.
@@ -135,8 +135,8 @@ class ExaminerPool:
             answer = await job.answer
         finally:
             self._hold(-len(data))
-        if "picture" in answer:
-            return ExaminedImage(**answer["picture"])
+        if "image" in answer:
+            return ExaminedImage(**answer["image"])
         if "fault" in answer:
             raise RuntimeError(f"examining {name} failed:\n{answer['fault']}")
         raise ImageError(answer["status"], answer["reason"])
@@ -210,7 +210,7 @@ class ExaminerPool:
         self._waiting.extendleft(reversed(worker.jobs))
         worker.jobs.clear()
         if not started and not self._closing:
-            self._fail(RuntimeError(f"the process that examines pictures did not start: {_how(worker)}"))
+            self._fail(RuntimeError(f"the process that examines images did not start: {_how(worker)}"))
         self._feed()
 
     def _fail(self, error: Exception) -> None:

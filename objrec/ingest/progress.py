@@ -1,4 +1,4 @@
-"""What a person sees while pictures come in: a live table on a terminal, plain lines elsewhere."""
+"""What a person sees while images come in: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

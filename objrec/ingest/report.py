@@ -53,7 +53,7 @@ def write_report(
     """Write the report.
 
     Args:
-        path: beside the class folders; thumbnails are made from the pictures there.
+        path: beside the class folders; thumbnails are made from the images there.
         wanted: images for each class; None: all.
         notes: what stopped a source or a class early.
         pool: makes the thumbnails.
@@ -76,7 +76,7 @@ def write_report(
     path.write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Data set report</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head><body>'
-        f"<h1>Data set report</h1><p class=lead>{kept_in_all} pictures in {len(class_names)} classes kept, of "
+        f"<h1>Data set report</h1><p class=lead>{kept_in_all} images in {len(class_names)} classes kept, of "
         f"{len(rows)} candidates. Every candidate and what became of it is in <code>manifest.jsonl</code>, the credits "
         f"are in <code>ATTRIBUTION.md</code>.</p>{told}<div class=scroll>{_table(by_class, wanted)}</div>"
         f"<h2>Licences</h2>{_licenses(rows)}{''.join(sections)}</body></html>\n",
@@ -85,13 +85,13 @@ def write_report(
 
 
 def write_attribution(path: Path, rows: Sequence[Row]) -> None:
-    """Write the credits of all kept pictures as Markdown, by class."""
+    """Write the credits of all kept images as Markdown, by class."""
     kept = [r for r in rows if r["status"] == "kept"]
     known = [r for r in kept if r["license"] or r["creator"] or r["landing_page"]]
     lines = ["# Attribution", ""]
     if len(known) < len(kept):
         lines += [
-            f"For {len(kept) - len(known)} of {len(kept)} pictures the source names neither creator nor licence.",
+            f"For {len(kept) - len(known)} of {len(kept)} images the source names neither creator nor licence.",
             "",
         ]
     for name in dict.fromkeys(r["class"] for r in known):
@@ -147,9 +147,7 @@ def _licenses(rows: Iterable[Row]) -> str:
     body = "".join(
         f"<tr><td>{_e(source)}</td><td>{_e(name)}</td><td>{n}</td></tr>" for (source, name), n in sorted(counts.items())
     )
-    return (
-        f"<table><thead><tr><th>source</th><th>licence</th><th>pictures</th></tr></thead><tbody>{body}</tbody></table>"
-    )
+    return f"<table><thead><tr><th>source</th><th>licence</th><th>images</th></tr></thead><tbody>{body}</tbody></table>"
 
 
 def _refused(rows: Sequence[Row], limit: int = 100) -> str:
@@ -166,15 +164,15 @@ def _refused(rows: Sequence[Row], limit: int = 100) -> str:
 def _figure(row: Row, thumbnail: str) -> str:
     credit = " · ".join(filter(None, (row["creator"], _license_name(row["license"]) if row["license"] else None)))
     told = f"{row['title'] or row['url']}\n{credit}"
-    picture = f'<img loading="lazy" alt="{_e(row["class"])}" title="{_e(told)}" src="{thumbnail}">'
+    image = f'<img loading="lazy" alt="{_e(row["class"])}" title="{_e(told)}" src="{thumbnail}">'
     page = row["landing_page"] or row["url"]
     if _is_link(page):
-        picture = f'<a href="{_e(page)}" rel="noreferrer">{picture}</a>'
-    return f"<figure>{picture}<figcaption>{_e(credit)}</figcaption></figure>"
+        image = f'<a href="{_e(page)}" rel="noreferrer">{image}</a>'
+    return f"<figure>{image}<figcaption>{_e(credit)}</figcaption></figure>"
 
 
 def _thumbnail(path: Path) -> str:
-    """A data URL of the picture, small; empty where it cannot be read any more."""
+    """A data URL of the image, small; empty where it cannot be read any more."""
     try:
         image = resize_and_crop(decode(path, max_pixels=1 << 40, target=THUMBNAIL), THUMBNAIL, "bilinear")
     except (ImageError, UserError):

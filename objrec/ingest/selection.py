@@ -19,21 +19,21 @@ class CandidateOutcome:
     """What came of a candidate.
 
     Attributes:
-        picture: None where there is none.
+        image: None where there is none.
         status: ``ok``, or a word for why it cannot be used.
         reason: for people.
         exact: duplicates of it are those with the same bytes only.
     """
 
     candidate: Candidate
-    picture: ExaminedImage | None = None
+    image: ExaminedImage | None = None
     status: str = "ok"
     reason: str | None = None
     exact: bool = False
 
     @property
     def usable(self) -> bool:
-        return self.picture is not None and self.status == "ok"
+        return self.image is not None and self.status == "ok"
 
 
 class _Entry:
@@ -44,7 +44,7 @@ class _Entry:
     def __init__(self, outcome: CandidateOutcome, place: int) -> None:
         self.outcome, self.place = outcome, place
         self.original: _Entry | None = None  # of which it is a duplicate
-        self.rivals: list[_Entry] = []  # the same picture in other classes
+        self.rivals: list[_Entry] = []  # the same image in other classes
         self.counted: str | None = None  # the status that it is counted under
 
     @property
@@ -112,17 +112,17 @@ class CandidateSelection:
             yield from map(_row, entries)
 
     def _compare(self, entry: _Entry) -> None:
-        picture = entry.outcome.picture
-        assert picture is not None
-        same = self._exact.setdefault(picture.sha256, {})
-        near = list(self._near.find(picture)) if self._near is not None and not entry.outcome.exact else []
+        image = entry.outcome.image
+        assert image is not None
+        same = self._exact.setdefault(image.sha256, {})
+        near = list(self._near.find(image)) if self._near is not None and not entry.outcome.exact else []
         others = {id(e): e for e in [*same.values(), *near]}.values()
         if own := [e for e in others if e.class_name == entry.class_name]:
             entry.original = min(own, key=lambda e: e.place)
         original = entry.original or entry
         same.setdefault(entry.class_name, original)
         if entry.original is None and self._near is not None and not entry.outcome.exact:
-            self._near.insert(picture, entry)
+            self._near.insert(image, entry)
         # The same bytes count against a class even where they were a duplicate there.
         rivals = same.values() if entry.original else others
         for rival in rivals:
@@ -143,21 +143,21 @@ class CandidateSelection:
         counts[entry.counted] += 1
 
 
-def file_of(class_name: str, picture: ExaminedImage) -> str:
-    """Where a kept picture lies below the data set's folder."""
-    return f"{class_name}/{picture.sha256[:16]}.{picture.extension}"
+def file_of(class_name: str, image: ExaminedImage) -> str:
+    """Where a kept image lies below the data set's folder."""
+    return f"{class_name}/{image.sha256[:16]}.{image.extension}"
 
 
 def _same_bytes(a: _Entry, b: _Entry) -> bool:
     return (
-        a.outcome.picture is not None
-        and b.outcome.picture is not None
-        and (a.outcome.picture.sha256 == b.outcome.picture.sha256)
+        a.outcome.image is not None
+        and b.outcome.image is not None
+        and (a.outcome.image.sha256 == b.outcome.image.sha256)
     )
 
 
 def _row(entry: _Entry) -> dict[str, Any]:
-    candidate, picture, reason = entry.outcome.candidate, entry.outcome.picture, entry.outcome.reason
+    candidate, image, reason = entry.outcome.candidate, entry.outcome.image, entry.outcome.reason
     status = entry.status
     if status == "duplicate":
         assert entry.original is not None
@@ -168,10 +168,10 @@ def _row(entry: _Entry) -> dict[str, Any]:
     elif status == "ambiguous":
         others = sorted({(r.class_name, r.outcome.candidate.url) for r in entry.rivals})
         reason = "also found for " + ", ".join(f"{name} ({url})" for name, url in others)
-    return row_of(candidate, picture, status, reason)
+    return row_of(candidate, image, status, reason)
 
 
-def row_of(candidate: Candidate, picture: ExaminedImage | None, status: str, reason: str | None) -> dict[str, Any]:
+def row_of(candidate: Candidate, image: ExaminedImage | None, status: str, reason: str | None) -> dict[str, Any]:
     """Return a row of the manifest."""
     return {
         "class": candidate.class_name,
@@ -184,11 +184,11 @@ def row_of(candidate: Candidate, picture: ExaminedImage | None, status: str, rea
         "license_url": candidate.license_url,
         "creator": candidate.creator,
         "attribution": candidate.attribution,
-        "file": file_of(candidate.class_name, picture) if picture is not None and status == "kept" else None,
-        "sha256": picture.sha256 if picture else None,
-        "size": picture.size if picture else None,
-        "width": picture.width if picture else None,
-        "height": picture.height if picture else None,
+        "file": file_of(candidate.class_name, image) if image is not None and status == "kept" else None,
+        "sha256": image.sha256 if image else None,
+        "size": image.size if image else None,
+        "width": image.width if image else None,
+        "height": image.height if image else None,
         "status": status,
         "reason": reason,
     }

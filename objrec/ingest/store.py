@@ -1,4 +1,4 @@
-"""What was fetched before: pictures by content, outcomes by URL, answers of services, and what each source offered.
+"""What was fetched before: images by content, outcomes by URL, answers of services, and what each source offered.
 
 The store outlives runs, so that a killed, repeated or changed ingest fetches nothing twice. It may be deleted.
 """
@@ -36,14 +36,14 @@ HOLDS: Final = 3600.0  # seconds that what may pass is remembered
 
 
 class WebStore:
-    """A folder with an SQLite file and the pictures. Safe against SIGKILL at any moment, and for several processes.
+    """A folder with an SQLite file and the images. Safe against SIGKILL at any moment, and for several processes.
 
-    The outcome of a picture is to be recorded before the picture is written, so that one which is there whole is never
-    fetched again; and a picture is checked against its hash before it is used. Methods may be called from any thread.
+    The outcome of an image is to be recorded before the image is written, so that one which is there whole is never
+    fetched again; and an image is checked against its hash before it is used. Methods may be called from any thread.
 
     Args:
         folder: made when absent.
-        limits: a text that changes with any limit on pictures; refusals under other limits do not count.
+        limits: a text that changes with any limit on images; refusals under other limits do not count.
         access: a text that changes with the rules by which URLs are asked for; likewise for what came of those.
     """
 
@@ -55,7 +55,7 @@ class WebStore:
         path = folder / f"index-{VERSION}.sqlite"
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         self._db.execute("pragma journal_mode=wal")
-        self._db.execute("pragma synchronous=off")  # a lost row costs one download, a lost picture is noticed
+        self._db.execute("pragma synchronous=off")  # a lost row costs one download, a lost image is noticed
         self._db.executescript(SCHEMA)
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class WebStore:
         return self._objects / sha256[:2] / sha256
 
     def write(self, sha256: str, data: bytes) -> None:
-        """Keep a picture.
+        """Keep an image.
 
         It is written under its final name at once, which is cheaper than a rename: a file that was not finished is not
         what its name says, and ``has`` notices. A file that is there is never written to, for data sets link to it.
@@ -85,7 +85,7 @@ class WebStore:
                 return
 
     def has(self, sha256: str) -> bool:
-        """Whether the picture is there and undamaged; a damaged one is removed."""
+        """Whether the image is there and undamaged; a damaged one is removed."""
         path = self.path(sha256)
         try:
             with path.open("rb") as file:
@@ -97,7 +97,7 @@ class WebStore:
         return whole
 
     def place(self, sha256: str, target: Path) -> None:
-        """Put a picture at ``target``, as a hard link where that works: it takes no room twice."""
+        """Put an image at ``target``, as a hard link where that works: it takes no room twice."""
         path = self.path(sha256)
         try:
             target.hardlink_to(path)
@@ -105,14 +105,14 @@ class WebStore:
             shutil.copyfile(path, target)
 
     def forget(self, sha256: str) -> None:
-        """Delete a picture that was taken down."""
+        """Delete an image that was taken down."""
         self.path(sha256).unlink(missing_ok=True)
 
     def record(
         self,
         url: str,
         *,
-        picture: ExaminedImage | None = None,
+        image: ExaminedImage | None = None,
         status: str = "ok",
         reason: str | None = None,
         transient: bool = False,
@@ -122,7 +122,7 @@ class WebStore:
         Args:
             transient: it may pass, whatever the status.
         """
-        p = picture
+        p = image
         since = 0 if status in LASTING and not transient else int(time.time())
         values = (
             (p.sha256, p.size, p.width, p.height, p.extension, f"{p.rows:x}", f"{p.columns:x}") if p else (None,) * 7
@@ -151,7 +151,7 @@ class WebStore:
             return None
         if sha256 is None:
             return CandidateOutcome(candidate=candidate, status=status, reason=reason)
-        picture = ExaminedImage(
+        image = ExaminedImage(
             sha256=sha256,
             size=size,
             width=width,
@@ -160,7 +160,7 @@ class WebStore:
             rows=int(across, 16),
             columns=int(down, 16),
         )
-        return CandidateOutcome(candidate=candidate, picture=picture, status=status, reason=reason)
+        return CandidateOutcome(candidate=candidate, image=image, status=status, reason=reason)
 
     def _settings_for(self, status: str) -> str | None:
         """The settings under which a status holds; None where it holds under any."""

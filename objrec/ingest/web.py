@@ -76,7 +76,7 @@ class Web:
     def remembering(self, source: Source) -> Source:
         """Return ``source`` such that what it offered in earlier runs comes first, in the order of that time.
 
-        So a refreshed data set keeps its pictures and gains others, whatever order the service returns them in now.
+        So a refreshed data set keeps its images and gains others, whatever order the service returns them in now.
         A source that knows its classes is a list, which is its own memory.
         """
         if source.class_names() is not None:

@@ -21,7 +21,7 @@ def build_backbone(
 
     Args:
         image_size: pixels; fixes the token grid of models that need to know it.
-        small_input: keep the resolution in the stem (no stride, no pooling), for pictures of 32 to 64 px.
+        small_input: keep the resolution in the stem (no stride, no pooling), for images of 32 to 64 px.
 
     Raises:
         UserError: timm has no such model.
@@ -58,7 +58,7 @@ def head_of(model: nn.Module) -> nn.Module:
 
 
 def takes_any_size(name: str) -> bool:
-    """Whether the model called ``name`` takes pictures of any size."""
+    """Whether the model called ``name`` takes images of any size."""
     default = timm.get_pretrained_cfg(name)
     return default is None or not default.fixed_input_size
 

@@ -1,4 +1,4 @@
-"""A small net for pictures of about 32 px, known to timm as ``cifar_net``."""
+"""A small net for images of about 32 px, known to timm as ``cifar_net``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class CifarNet(nn.Module):
-    """Seven convolutions behind a whitening layer; in evaluation the mean of the picture and its mirror image.
+    """Seven convolutions behind a whitening layer; in evaluation the mean of the image and its mirror image.
 
     The first layer's kernels are the eigenvectors of 2 x 2 patches of the training data, each also negated, scaled so
     that its outputs are uncorrelated and of unit variance; they do not learn. The others begin as the identity, batch
@@ -50,7 +50,7 @@ class CifarNet(nn.Module):
 
     @torch.no_grad()
     def adapt_to(self, images: Tensor) -> None:
-        """Set the whitening kernels from float (N, 3, H, W) training pictures, normalised."""
+        """Set the whitening kernels from float (N, 3, H, W) training images, normalised."""
         patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         kernels = (vectors / (values + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)

@@ -38,7 +38,7 @@ def save_model_folder(
 
     Args:
         model: trained, float32 on the CPU, in evaluation mode.
-        images: float (N, 3, size, size) validation pictures, normalised: the ONNX model must agree on them.
+        images: float (N, 3, size, size) validation images, normalised: the ONNX model must agree on them.
         config: resolved.
         trained_on: short hashes of the raw images of the training, see ``objrec.images.raw``.
         card: the remaining fields of ``ModelCard``.

@@ -1,7 +1,7 @@
 """Convolutions over small feature maps as matrix products, for training in bf16 on a CPU.
 
 oneDNN 3.x computes the gradient of a 3 x 3 kernel over 2 x 2 maps at a tenth of the speed of the matrix product that it
-is: 31 ms beside 3 ms for 512 channels and 128 pictures on two cores with AMX. Nearly all of a small picture's last
+is: 31 ms beside 3 ms for 512 channels and 128 images on two cores with AMX. Nearly all of a small image's last
 layers is that, so a training step of a ResNet-18 takes two thirds of the time at 64 px.
 
 Source: Chellapilla et al., "High Performance Convolutional Neural Networks for Document Processing", 2006.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from objrec.images.decode import ImageError, decode_stored
-from objrec.images.hashing import HASHED, hash_picture
+from objrec.images.hashing import HASHED, hash_image
 from objrec.images.jpeg import encode_jpeg
 from objrec.images.preprocessing import crop_square
 from objrec.system.reading import read_file
@@ -48,14 +48,14 @@ def crop_file(path: str, target: str, *, size: int, quality: int | None, max_pix
     data = read_file(path)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        picture = decode_stored(data, max_pixels=max_pixels, target=max(size, HASHED))
+        image = decode_stored(data, max_pixels=max_pixels, target=max(size, HASHED))
     except ImageError as error:
         return Crop(sha256=sha256, problem=str(error))
     if quality is None:
         quality = FINE_QUALITY if size < FINE_BELOW else QUALITY
-    encoded = encode_jpeg(crop_square(picture, size), quality=quality)
+    encoded = encode_jpeg(crop_square(image, size), quality=quality)
     Path(target).write_bytes(encoded)
-    hashes = hash_picture(picture)
+    hashes = hash_image(image)
     return Crop(
         sha256=sha256,
         code=hashes.code,

@@ -28,11 +28,11 @@ def build(config: Config, raw: Path, outputs: Mapping[str, Path]) -> None:
     """Verify, remove duplicates, crop to a consistent size and split without leakage.
 
     Args:
-        raw: folder of ``<class>/<picture>``.
+        raw: folder of ``<class>/<image>``.
         outputs: ``train_dir``, ``valid_dir``, ``test_dir``: existing folders.
 
     Raises:
-        UserError: fewer than two classes, a class has no usable picture, or is too small to be split.
+        UserError: fewer than two classes, a class has no usable image, or is too small to be split.
     """
     scratch = outputs["train_dir"] / ".crops"  # hidden from whoever lists the folder, and a rename away from its place
     scratch.mkdir()
@@ -137,26 +137,26 @@ def _crop_all(config: Config, listing: Listing, scratch: Path) -> Iterator[Cropp
         yield CroppedImage(class_name=listing.classes[target], file=file, scratch=scratch, number=index, crop=crop)
 
 
-def _file_name(picture: CroppedImage) -> str:
-    return f"{picture.sha256[:20]}.jpg"
+def _file_name(image: CroppedImage) -> str:
+    return f"{image.sha256[:20]}.jpg"
 
 
-def write_split(folder: Path, pictures: Sequence[CroppedImage], about: Mapping[str, Any]) -> None:
+def write_split(folder: Path, images: Sequence[CroppedImage], about: Mapping[str, Any]) -> None:
     """Move the crops to ``<class>/<name>.jpg`` and write ``split.json``."""
-    counts = Counter(p.class_name for p in pictures)
+    counts = Counter(p.class_name for p in images)
     for name in counts:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        place = folder / picture.class_name / _file_name(picture)
+    for image in images:
+        place = folder / image.class_name / _file_name(image)
         try:
-            picture.place.rename(place)
+            image.place.rename(place)
         except OSError:  # another file system
-            shutil.move(picture.place, place)
+            shutil.move(image.place, place)
     summary = {
         "classes": sorted(counts),
         "counts": dict(sorted(counts.items())),
-        "fingerprint": content_fingerprint((p.class_name, p.crop.crop_sha256) for p in pictures),
-        "images": {f"{p.class_name}/{_file_name(p)}": p.sha256[:SHORT] for p in pictures},
+        "fingerprint": content_fingerprint((p.class_name, p.crop.crop_sha256) for p in images),
+        "images": {f"{p.class_name}/{_file_name(p)}": p.sha256[:SHORT] for p in images},
         **about,
     }
     (folder / "split.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from objrec.images.decode import decode
 from objrec.preprocess.selection import CroppedImage, Selection
 from objrec.preprocess.split import Assignment
 
-SHOWN: Final = 24  # sets of pictures in each section
+SHOWN: Final = 24  # sets of images in each section
 IN_A_SET: Final = 8
 THUMBNAIL: Final = 112  # pixels a side: a sharp screen's worth of what is shown
 STYLE: Final = """
@@ -32,19 +32,19 @@ figcaption{font-size:.72rem;line-height:1.35;overflow-wrap:anywhere}
 .in{color:var(--in);font-weight:600}.out{color:var(--out);font-weight:600}.none{opacity:.75}
 """
 LABELS: Final = {
-    "duplicates_within_classes": "repeats of a picture in its class, the same bytes: left out",
+    "duplicates_within_classes": "repeats of an image in its class, the same bytes: left out",
     "duplicates_across_classes": "files with the same bytes under several classes: all left out",
-    "near_duplicate_groups": "groups of pictures that look alike",
-    "near_duplicates": "pictures in them",
+    "near_duplicate_groups": "groups of images that look alike",
+    "near_duplicates": "images in them",
     "near_duplicate_groups_across_classes": "of the groups, those with several classes",
-    "near_duplicates_in_groups_across_classes": "pictures in those",
-    "near_duplicates_left_out": "pictures left out because a look-alike belongs to another split",
+    "near_duplicates_in_groups_across_classes": "images in those",
+    "near_duplicates_left_out": "images left out because a look-alike belongs to another split",
 }
-Told = tuple[CroppedImage, str, bool]  # a picture, what is said of it, and whether it is kept
+Told = tuple[CroppedImage, str, bool]  # an image, what is said of it, and whether it is kept
 
 
 def write_report(path: Path, selection: Selection, assigned: Assignment, counts: Mapping[str, int]) -> None:
-    """Write the page. It holds its pictures, taken from the crops, and fetches nothing."""
+    """Write the page. It holds its images, taken from the crops, and fetches nothing."""
     groups = [[_told(selection, assigned, i) for i in group] for group in assigned.groups]
     mixed = [g for g in groups if len({p.class_name for p, _, _ in g}) > 1]
     alike = [g for g in groups if len({p.class_name for p, _, _ in g}) == 1]
@@ -61,7 +61,7 @@ def write_report(path: Path, selection: Selection, assigned: Assignment, counts:
     path.write_text(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Leakage report</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head><body>'
-        f"<h1>Leakage report</h1><p class=lead>{kept_in_all} pictures kept. What repeats "
+        f"<h1>Leakage report</h1><p class=lead>{kept_in_all} images kept. What repeats "
         "itself in the data set and where it went, so that nothing that a model was trained on is asked of it again. "
         "Every file that was left out is in <code>split.json</code>, with the reason.</p>"
         f"<div class=scroll><table>{rows}{_unusable_rows(unusable)}</table></div>"
@@ -95,17 +95,17 @@ def _section(title: str, lead: str, sets: Sequence[Sequence[Told]]) -> str:
     return f"<h2>{title}</h2><p>{lead}{more}</p><div class=sets>{shown}</div>"
 
 
-def _set(pictures: Iterable[Told]) -> str:
-    told = list(pictures)
+def _set(images: Iterable[Told]) -> str:
+    told = list(images)
     figures = "".join(_figure(*t) for t in told[:IN_A_SET])
     more = f"<p>and {len(told) - IN_A_SET} more</p>" if len(told) > IN_A_SET else ""
     return f"<div class=set>{figures}{more}</div>"
 
 
-def _figure(picture: CroppedImage, said: str, kept: bool) -> str:
+def _figure(image: CroppedImage, said: str, kept: bool) -> str:
     return (
-        f'<figure><img alt="{_e(picture.name)}" loading="lazy" src="{_thumbnail(picture.place)}"><figcaption>'
-        f"{_e(picture.name)} <span class={'in' if kept else 'out'}>{_e(said)}</span></figcaption></figure>"
+        f'<figure><img alt="{_e(image.name)}" loading="lazy" src="{_thumbnail(image.place)}"><figcaption>'
+        f"{_e(image.name)} <span class={'in' if kept else 'out'}>{_e(said)}</span></figcaption></figure>"
     )
 
 

@@ -145,7 +145,7 @@ class FilePool(Generic[T]):
                 worker.given.remove(culprit)
         if not self._hopeful and sum(self._deaths.values()) >= HOPELESS:
             raise UserError(
-                f"{HOPELESS} processes in a row were ended ({_cause(worker.process.exitcode)}) before any picture was "
+                f"{HOPELESS} processes in a row were ended ({_cause(worker.process.exitcode)}) before any image was "
                 "done: is there enough memory? preprocess.workers=1 needs the least"
             )
         self._todo.extendleft(reversed(worker.given))

@@ -53,10 +53,10 @@ class Selection:
     """What is kept of a raw data set and what is not.
 
     Attributes:
-        kept: one of each picture, none of those found under two classes.
+        kept: one of each image, none of those found under two classes.
         repeats: (kept, a file of the same class with the same bytes).
         ambiguous: files with the same bytes under several classes, together.
-        unusable: rows of files without a picture: class, file, reason.
+        unusable: rows of files without an image: class, file, reason.
     """
 
     kept: list[CroppedImage] = field(default_factory=list)
@@ -66,14 +66,14 @@ class Selection:
 
 
 def select(files: Iterable[CroppedImage]) -> Selection:
-    """Keep one of each picture, none of those found under two classes."""
+    """Keep one of each image, none of those found under two classes."""
     found = Selection()
     by_content: dict[str, list[CroppedImage]] = defaultdict(list)
-    for picture in files:
-        if picture.crop.problem:
-            found.unusable.append(_row(picture, picture.crop.problem))
+    for image in files:
+        if image.crop.problem:
+            found.unusable.append(_row(image, image.crop.problem))
         else:
-            by_content[picture.sha256].append(picture)
+            by_content[image.sha256].append(image)
     for same in by_content.values():
         if len({p.class_name for p in same}) > 1:
             found.ambiguous.append(same)
@@ -112,5 +112,5 @@ def count_leakage(selection: Selection, assigned: Assignment) -> dict[str, int]:
     }
 
 
-def _row(picture: CroppedImage, reason: str) -> dict[str, str]:
-    return {"class": picture.class_name, "file": picture.file, "reason": reason}
+def _row(image: CroppedImage, reason: str) -> dict[str, str]:
+    return {"class": image.class_name, "file": image.file, "reason": reason}

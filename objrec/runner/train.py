@@ -44,10 +44,10 @@ def summary(card: Any, config: Config, model_dir: Path, test_dir: Path | None) -
     told = {"best epoch": f"{card.metrics['epoch'] + 1:.0f} of {config.train.max_epochs}"}
     told |= {name: f"{value:.4f}" for name, value in card.metrics.items() if "/" in name}
     told["model"] = str(model_dir)
-    pictures = {"metrics": "metrics.csv", "curves": "curves.png", "batch": "batch.png", "lr finder": "lr_finder.png"}
-    told |= {what: str(path) for what, n in pictures.items() if (path := model_dir / "training" / n).is_file()}
+    images = {"metrics": "metrics.csv", "curves": "curves.png", "batch": "batch.png", "lr finder": "lr_finder.png"}
+    told |= {what: str(path) for what, n in images.items() if (path := model_dir / "training" / n).is_file()}
     told["evaluate"] = f"python -m objrec.evaluate model_dir={model_dir} test_dir={test_dir or 'DIR'}"
-    told["predict"] = f"python predict.py PICTURE --model {model_dir}"
+    told["predict"] = f"python predict.py IMAGE --model {model_dir}"
     width = max(map(len, told))
     return "\n".join(f"{what:<{width}}  {text}" for what, text in told.items())
 

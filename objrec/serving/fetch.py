@@ -1,4 +1,4 @@
-"""Pictures that clients name by address, fetched behind the same guards as those of ingest."""
+"""Images that clients name by address, fetched behind the same guards as those of ingest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def fetch(url: str, settings: ServiceSettings) -> bytes:
         connections=CONNECTIONS,
         connections_per_host=CONNECTIONS_PER_HOST,
         host_rate=None,
-        robots=False,  # a person asks for one picture: this is no crawl
+        robots=False,  # a person asks for one image: this is no crawl
         allow_private_addresses=settings.allow_private_addresses,
     )
     try:
@@ -45,4 +45,4 @@ async def fetch(url: str, settings: ServiceSettings) -> bytes:
         if error.status == "too_large":
             raise too_large(settings.max_bytes) from None
         reason = UNSAID.get(error.status, error.reason)
-        raise RequestError(422, "not_fetched", f"the picture could not be fetched: {reason}") from None
+        raise RequestError(422, "not_fetched", f"the image could not be fetched: {reason}") from None

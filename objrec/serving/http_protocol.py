@@ -231,7 +231,7 @@ class Protocol(HttpToolsProtocol):
         if cycle.response_complete or not self._unread:  # refused; or of a request behind one that asked to upgrade
             return
         if not cycle.body:
-            # in one piece, as pictures mostly are: uvicorn would copy it twice, and stop and start reading
+            # in one piece, as images mostly are: uvicorn would copy it twice, and stop and start reading
             cycle.body = body  # type: ignore[assignment]
             cycle.message_event.set()
             return

@@ -35,7 +35,7 @@ class FileHandler(logging.Handler):
     """Gathers lines and writes them four times a second; a full file becomes ``<name>.1``.
 
     The library's rotating handler makes five system calls a line, and each gives Python's lock to the threads that
-    work on pictures and waits to get it back: half a millisecond of every request.
+    work on images and waits to get it back: half a millisecond of every request.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:

@@ -19,15 +19,15 @@ class Metrics:
         self.requests = Counter("objrec_requests", "Requests answered.", ["path", "status"], registry=r)
         self.seconds = Histogram("objrec_request_seconds", "Arrival to answer.", ["path"], registry=r, buckets=SECONDS)
         self.stages = Histogram(
-            "objrec_stage_seconds", "Of a picture: wait, decode, model.", ["stage"], registry=r, buckets=SECONDS
+            "objrec_stage_seconds", "Of an image: wait, decode, model.", ["stage"], registry=r, buckets=SECONDS
         )
         self.batches = Histogram(
             "objrec_batch_size",
-            "Pictures that went through the model together.",
+            "Images that went through the model together.",
             registry=r,
             buckets=(1, 2, 4, 8, 16, 32, 64),
         )
-        Gauge("objrec_pending", "Pictures waiting or being worked on.", registry=r).set_function(pending)
+        Gauge("objrec_pending", "Images waiting or being worked on.", registry=r).set_function(pending)
         self.predictions = Summary(
             "objrec_confidence",
             "Probability of the first label; its mean and count by label tell of drift.",

@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What a client sent: an encoded picture, how many labels it wants, and whether ``unknown`` may be the answer."""
+    """What a client sent: an encoded image, how many labels it wants, and whether ``unknown`` may be the answer."""
 
     data: bytes
     top_k: int | None = None
@@ -139,7 +139,7 @@ def answer(logits: Any, predictor: Predictor, *, top_k: int, unknown: bool = Fal
     """Turn (1, classes) logits into the contract's answer.
 
     Args:
-        unknown: whether to answer with the label None and a reason for a picture of none of the classes.
+        unknown: whether to answer with the label None and a reason for an image of none of the classes.
 
     Raises:
         RequestError: ``unknown`` is asked for and the model has no threshold for it.

@@ -1,7 +1,7 @@
 """Who runs when: a bounded queue in front of some threads, and batches where they pay.
 
-On a CPU a picture costs decode plus model, both outside Python's lock, and batches gain little (the figures are in
-docs/benchmarks-serving.md): each thread takes one picture through both, and the machine is full when every core
+On a CPU an image costs decode plus model, both outside Python's lock, and batches gain little (the figures are in
+docs/benchmarks-serving.md): each thread takes one image through both, and the machine is full when every core
 has one. On a GPU many threads decode and one feeds the model with all that waits. How many threads that makes depends
 on the runtime: ``objrec.inference.runtimes.callers``.
 """
@@ -51,7 +51,7 @@ class Scheduler:
             timeout: seconds, where less than usual is left.
         """
         if self.pending >= self.workers + self.waiting:
-            raise RequestError(429, "busy", f"{self.pending} pictures are being worked on: try again", retry_after=1)
+            raise RequestError(429, "busy", f"{self.pending} images are being worked on: try again", retry_after=1)
         loop = asyncio.get_running_loop()
         job: _Job[T] = _Job(work, loop.create_future(), loop, self)
         self.pending += 1
@@ -113,9 +113,9 @@ class _Job(Generic[T]):
 
 
 class Batcher:
-    """A session that gathers the pictures of many threads: while the model is busy they wait, then go together.
+    """A session that gathers the images of many threads: while the model is busy they wait, then go together.
 
-    Nothing waits on purpose: an idle model takes a single picture at once. The thread that feeds the model ends with
+    Nothing waits on purpose: an idle model takes a single image at once. The thread that feeds the model ends with
     the batcher: after the last request that holds it.
     """
 
@@ -129,7 +129,7 @@ class Batcher:
         self.close = weakref.finalize(self, feeder.waiting.put, None)
 
     def logits(self, pixels: Pixels) -> Logits:
-        """Map uint8 (N, size, size, 3) to float32 logits (N, classes), perhaps in a batch with others' pictures."""
+        """Map uint8 (N, size, size, 3) to float32 logits (N, classes), perhaps in a batch with others' images."""
         future: Future[Logits] = Future()
         self._waiting.put((pixels, future))
         return future.result()

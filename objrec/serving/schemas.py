@@ -1,4 +1,4 @@
-"""What goes over the wire: the types of answers, and how a picture may be sent."""
+"""What goes over the wire: the types of answers, and how an image may be sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Prediction(BaseModel):
 class Score(BaseModel):
     """The best label, and the best few with their probabilities.
 
-    With ``unknown=true`` a picture of none of the classes has the label null and the reason ``unknown``.
+    With ``unknown=true`` an image of none of the classes has the label null and the reason ``unknown``.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -62,7 +62,7 @@ class Version(BaseModel):
 
 
 TopK = Annotated[int | None, Field(ge=1, le=MAX_TOP_K, description="how many labels to answer with")]
-Unknown = Annotated[bool, Field(description="whether to answer with no label for a picture of none of the classes")]
+Unknown = Annotated[bool, Field(description="whether to answer with no label for an image of none of the classes")]
 
 
 class ScoreQuery(BaseModel):
@@ -126,7 +126,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "a key is required",
         408: "the body did not arrive in time",
         413: "too many bytes or pixels",
-        415: "not a picture, or not in a format that is read",
+        415: "not an image, or not in a format that is read",
         422: "damaged or incomplete",
         414: "path and query are too long",
         429: "the queue is full, or the memory for images",

@@ -38,12 +38,12 @@ def add_score_route(app: FastAPI, state: State) -> None:
     """Add POST /score: documented as FastAPI documents a route, and answered before it comes to FastAPI.
 
     Its routing, parameters, exit stacks, request and response objects take more time than all the rest of HTTP, and
-    while pictures are worked on, every microsecond of it is waited for.
+    while images are worked on, every microsecond of it is waited for.
     """
 
     # read for its types, and so that other methods are refused; Shortcut answers before it would be called
     @app.post(
-        "/score", response_model=Score | Scores, responses=PROBLEMS, openapi_extra=BODY, summary="Classify a picture"
+        "/score", response_model=Score | Scores, responses=PROBLEMS, openapi_extra=BODY, summary="Classify an image"
     )
     async def score(wishes: ScoreQueryParams) -> None:
         """Send the image as it is, as base64 in JSON, or as the file of a form; the last two may hold several."""
@@ -85,7 +85,7 @@ async def _score(state: State, scope: Scope, receive: Receive) -> Answer:
     wishes = _wishes(scope["query_string"])
     loaded = state.serving()
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise RequestError(415, "content_encoding", "send the picture as it is, without a content encoding")
+        raise RequestError(415, "content_encoding", "send the image as it is, without a content encoding")
     kind = headers[b"content-type"].decode("latin-1") if b"content-type" in headers else None
     async with contextlib.AsyncExitStack() as held:  # memory, until there is an answer
         body = await read_body(receive, headers, state, held)

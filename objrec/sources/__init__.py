@@ -1,1 +1,1 @@
-"""Where pictures come from: one file per source behind the protocol in ``base``."""
+"""Where images come from: one file per source behind the protocol in ``base``."""

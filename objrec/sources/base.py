@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A picture that a source offers for a class. What a source does not know is None.
+    """Aan image that a source offers for a class. What a source does not know is None.
 
     Attributes:
         url: where the bytes are; for local sources a ``file:`` or ``sample:`` address. It identifies the candidate.
@@ -66,7 +66,7 @@ class LocalSource(Source, Protocol):
     """A source that has the bytes itself; those of any other source are downloaded from ``candidate.url``."""
 
     def read(self, candidate: Candidate, *, max_bytes: int) -> bytes:
-        """Return the encoded picture; called from several threads at once.
+        """Return the encoded image; called from several threads at once.
 
         Raises:
             ImageError: ``too_large`` above ``max_bytes``, ``corrupt`` where the bytes cannot be had.

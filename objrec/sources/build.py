@@ -40,7 +40,7 @@ def nodes_of(node: SourceConfig) -> list[SourceConfig]:
 
 
 def uses_web(node: SourceConfig) -> bool:
-    """Whether any of the sources has its pictures downloaded."""
+    """Whether any of the sources has its images downloaded."""
     return not all(hasattr(_class(member), "read") for member in nodes_of(node))
 
 

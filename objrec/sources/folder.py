@@ -33,7 +33,7 @@ class Members(Protocol):
 
 
 class FolderSource:
-    """A LocalSource of pictures that the user has.
+    """A LocalSource of images that the user has.
 
     A single folder around the class folders is ignored. Within a class, folders below it included, the order follows
     the hash of the name: the first hundred of a thousand are then a sample of them and not one photographer's Monday.
@@ -48,7 +48,7 @@ class FolderSource:
         max_unpacked_bytes: an archive that unpacks to more is refused.
 
     Raises:
-        UserError: the path is not there or not readable, the archive is damaged or hostile, there are no pictures, or
+        UserError: the path is not there or not readable, the archive is damaged or hostile, there are no images, or
             not two classes.
     """
 

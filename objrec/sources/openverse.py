@@ -1,4 +1,4 @@
-"""Openverse: openly licensed pictures from Flickr, museums and others, with a licence for each."""
+"""Openverse: openly licensed images from Flickr, museums and others, with a licence for each."""
 
 from __future__ import annotations
 

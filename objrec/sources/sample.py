@@ -1,4 +1,4 @@
-"""The embedded source: pictures drawn by the program, so that everything runs with no key and no network."""
+"""The embedded source: images drawn by the program, so that everything runs with no key and no network."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ USUAL: Final[Mapping[str, tuple[str, ...]]] = {
     "cat": ("room", "meadow"), "deer": ("meadow",), "dog": ("meadow", "room"), "frog": ("meadow", "water"),
     "horse": ("meadow", "road"), "ship": ("water",), "truck": ("road", "meadow"),
 }  # fmt: skip
-UNUSUAL: Final = 0.4  # share of pictures in a random place, so that the place does not give the class away
+UNUSUAL: Final = 0.4  # share of images in a random place, so that the place does not give the class away
 UPRIGHT: Final = 0.12  # standard deviation of the tilt in radians
 
 
 class SampleSource:
-    """A LocalSource without end: picture ``i`` of a class is a function of seed, class name and ``i``.
+    """A LocalSource without end: image ``i`` of a class is a function of seed, class name and ``i``.
 
     The ten CIFAR-10 names have drawings of their own; any other name gets an emblem derived from it.
 
     Args:
-        seed: another seed, other pictures.
+        seed: another seed, other images.
     """
 
     name = "sample"
@@ -58,13 +58,13 @@ class SampleSource:
             )
 
     def read(self, candidate: Candidate, *, max_bytes: int) -> bytes:
-        """Return the picture as JPEG; the same bytes for the same candidate."""
+        """Return the image as JPEG; the same bytes for the same candidate."""
         number = int(candidate.url.rpartition("/")[2])
         return draw(candidate.class_name, number, seed=self._seed)
 
 
 def draw(class_name: str, number: int, *, seed: int) -> bytes:
-    """Draw a picture of ``class_name`` and return it as JPEG."""
+    """Draw an image of ``class_name`` and return it as JPEG."""
     key = hashlib.sha256(f"{seed}/{class_name}/{number}".encode()).digest()
     rng = np.random.default_rng(np.frombuffer(key, dtype=np.uint32))
     short = int(rng.choice(SIZES))

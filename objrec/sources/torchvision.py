@@ -16,7 +16,7 @@ from objrec.sources.base import Candidate
 class TorchvisionSource:
     """A LocalSource over ``torchvision.datasets.<dataset>``. torchvision is imported when one is made.
 
-    Pictures that the data set keeps as files are passed on byte for byte, others are encoded as PNG, without loss.
+    Images that the data set keeps as files are passed on byte for byte, others are encoded as PNG, without loss.
 
     Args:
         dataset: such as CIFAR10, Flowers102, OxfordIIITPet; it must know its class names.

@@ -1,4 +1,4 @@
-"""A list of pictures: CSV, JSON lines or Parquet."""
+"""A list of images: CSV, JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {  # what a column may be called
 
 
 class UrlsSource:
-    """Pictures of a list with the columns ``url`` and ``class``; optional ones are in NAMES.
+    """Images of a list with the columns ``url`` and ``class``; optional ones are in NAMES.
 
     A row without URL becomes a candidate with a problem; one without a class is left out and named on stderr.
 

@@ -117,9 +117,9 @@ def _comparison(config: Config, registry: FolderRegistry, record: Record, inputs
         return found
 
     def files() -> list[tuple[str, Path]]:
-        from objrec.inference.smoke import pictures_in_turns
+        from objrec.inference.smoke import images_in_turns
 
-        return pictures_in_turns(test_dir)
+        return images_in_turns(test_dir)
 
     return Comparison(
         candidate=record,

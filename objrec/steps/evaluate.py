@@ -1,4 +1,4 @@
-"""Measure on test pictures."""
+"""Measure on test images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ACCURACY_KEYS = (
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
-    """Measure the model on test pictures and write the accuracy and a report."""
+    """Measure the model on test images and write the accuracy and a report."""
     from objrec.evaluation.evaluate import EvaluationSettings, conduct
     from objrec.evaluation.heatmaps import make_explainer
     from objrec.evaluation.report import write_report
@@ -40,7 +40,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from objrec.system.files import write_json
 
     runtime = choose_runtime(config.compute.runtime, config.compute.accelerator)
-    # a thread a picture wastes less than threads that wait for each other at every layer
+    # a thread an image wastes less than threads that wait for each other at every layer
     load = partial(Predictor.load, runtime=runtime, threads=1, workers=available_cores())
     preprocessing = ModelCard.load(inputs["model_dir"]).preprocessing
     settings = EvaluationSettings(
@@ -50,9 +50,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         slices=config.evaluate.slices,
         robustness=config.evaluate.robustness,
     )
-    with ThreadPoolExecutor(
-        1
-    ) as aside:  # while only one core is busy; the model is at hand when pictures are explained
+    with ThreadPoolExecutor(1) as aside:  # while only one core is busy; the model is at hand when images are explained
         explainer = aside.submit(
             make_explainer, inputs["model_dir"], preprocessing, lambda pixels: model.logits(pixels)
         )

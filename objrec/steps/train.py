@@ -11,11 +11,11 @@ from objrec.config.environment import AZURE
 from objrec.config.schema import Config
 from objrec.steps.base import Port, make_step
 
-NUM_OUTLIERS = 200  # drawn pictures of nothing in particular
+NUM_OUTLIERS = 200  # drawn images of nothing in particular
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
-    """Fine-tune the backbone and export the epoch that was best on the validation pictures."""
+    """Fine-tune the backbone and export the epoch that was best on the validation images."""
     from objrec.training.fit import fit
 
     fit(
@@ -28,7 +28,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
 
 
 def calibrate(logits: Any, targets: Any, predict: Callable[[Any], Any], size: int) -> dict[str, Any]:
-    """Fit the temperature and choose the threshold for unknown pictures on validation data; see ``ModelCard``."""
+    """Fit the temperature and choose the threshold for unknown images on validation data; see ``ModelCard``."""
     from objrec.evaluation.calibration import fit_temperature
     from objrec.evaluation.unknown import choose, outlier_pixels
 

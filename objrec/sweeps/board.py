@@ -1,4 +1,4 @@
-"""What is shown of a sweep: trials as they go, and at the end a table, a picture and the line that repeats the best."""
+"""What is shown of a sweep: trials as they go, and at the end a table, an image and the line that repeats the best."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def finish(folder: Path, config: Config, keys: Sequence[str], fixed: Sequence[st
         _say(f"best     {line}")
         _say(f"model    {rows[0]['model']}")
         if draw(rows, metric, [k for k in keys if k in names], folder / "sweep.png"):
-            _say(f"picture  {folder / 'sweep.png'}")
+            _say(f"image  {folder / 'sweep.png'}")
     _say(f"table    {folder / 'leaderboard.csv'}")
     if failed:
         place = folder / str(failed[0]["job"])

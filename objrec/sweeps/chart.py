@@ -1,4 +1,4 @@
-"""A sweep as a picture: the metric over one or two keys, parallel coordinates over more."""
+"""A sweep as an image: the metric over one or two keys, parallel coordinates over more."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def draw(rows: Sequence[dict[str, Any]], metric: str, keys: Sequence[str], path:
 
 def _scatter(figure: Any, rows: Sequence[dict[str, Any]], metric: str, axes: Sequence[Axis]) -> None:
     plot = figure.subplots()
-    axes = sorted(axes, key=lambda a: (not a.numeric, -a.distinct))  # the key with most values along the picture
+    axes = sorted(axes, key=lambda a: (not a.numeric, -a.distinct))  # the key with most values along the image
     first, second = axes[0], axes[1] if len(axes) > 1 else None
     done = [r for r in rows if r["status"] == "finished"]
     if second is not None and (second.distinct > LINES and second.numeric):

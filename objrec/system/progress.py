@@ -13,7 +13,7 @@ _last = 0.0
 
 
 def report(done: int, total: int | None, text: str = "") -> None:
-    """Tell the runner how far this step is. Cheap enough to call for every picture: at most 20 a second are sent."""
+    """Tell the runner how far this step is. Cheap enough to call for every image: at most 20 a second are sent."""
     global _last
     fd = os.environ.get(CHANNEL)
     now = time.monotonic()

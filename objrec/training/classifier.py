@@ -35,9 +35,9 @@ class Diverged(UserError):
 
 
 class Classifier(L.LightningModule):
-    """Train a backbone on labelled pictures.
+    """Train a backbone on labelled images.
 
-    Logged at the end of an epoch: ``train/loss``, ``train/acc`` (of the augmented pictures, while the weights move),
+    Logged at the end of an epoch: ``train/loss``, ``train/acc`` (of the augmented images, while the weights move),
     ``val/loss`` (cross-entropy), ``val/acc``, ``val/f1`` (macro), ``val/ece`` (expected calibration error, 15 bins).
     What a step draws at random is a function of seed, epoch, batch and process, so that a resumed step draws the same.
 
@@ -79,7 +79,7 @@ class Classifier(L.LightningModule):
             prefix="val/",
         )
         self.class_accuracy: list[float] = []  # of the last validation
-        # (sum of losses, right answers, pictures) of this epoch, and the first step whose loss was not finite: on the
+        # (sum of losses, right answers, images) of this epoch, and the first step whose loss was not finite: on the
         # device, so that no step waits for it
         self._train, self._val = torch.zeros(3), torch.zeros(3)
         self._bad_step = torch.tensor(torch.inf)
@@ -148,7 +148,7 @@ class Classifier(L.LightningModule):
         self.val_metrics.update(logits, targets)
 
     def _own(self, batch_idx: int, size: int) -> Tensor:
-        """Tell which pictures of this process's batch are no repeats of another's: see ``InOrder``."""
+        """Tell which images of this process's batch are no repeats of another's: see ``InOrder``."""
         data: Any = self.trainer.datamodule
         count = len(data.listings["valid"].names)
         order = InOrder(count, data.batch_size, rank=self.global_rank, world=self.trainer.world_size)

@@ -54,7 +54,7 @@ def _without_decay(model: nn.Module) -> set[str]:
 class Freeze(L.Callback):
     """Train the head alone for some epochs, or for good; the frozen part keeps its batch statistics.
 
-    With ``batch_norm`` they are kept, and used, when it has thawed too: those of a few pictures are poor, and a running
+    With ``batch_norm`` they are kept, and used, when it has thawed too: those of a few images are poor, and a running
     mean of them lags behind weights that move (the advice of the Keras guide to transfer learning).
 
     With several processes the frozen gradients are computed and dropped, because DDP fixes what it exchanges at

@@ -53,8 +53,8 @@ from objrec.training.resume import TERMINATED, Checkpoints, MidEpoch, open_check
 from objrec.training.tuner import find_batch_size, find_learning_rate
 
 SECTIONS = ("backbone", "augmentation", "optimizer", "scheduler", "callbacks", "compute", "datamodule", "train", "seed")
-ADAPTED_TO = 2000  # training pictures by which a backbone may set its first layer
-CALIBRATED_ON = 2000  # validation pictures: a temperature and a percentile need no more, and fp32 is slow
+ADAPTED_TO = 2000  # training images by which a backbone may set its first layer
+CALIBRATED_ON = 2000  # validation images: a temperature and a percentile need no more, and fp32 is slow
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ def fit(config: Config, *, train_dir: Path, valid_dir: Path, model_dir: Path, ca
     if "best" not in checkpoints.found:  # else only the export was interrupted
         _train(trainer, module, data, checkpoints, settled)
     if trainer.is_global_zero:  # of several processes the first writes the folder
-        data.trainer = None  # from here on it gives all validation pictures, not one process's share
+        data.trainer = None  # from here on it gives all validation images, not one process's share
         metrics = _take_best(checkpoints, module)
         _write_folder(config, settled, module, data, calibrate, model_dir, metrics)
         if not config.train.keep_checkpoints:
@@ -184,7 +184,7 @@ def _settle(config: Config, hardware: Hardware, data: ImageFolderDataModule, che
                 lambda: _classifier(config, data, Settled(1, config.train.learning_rate)),
                 hardware,
                 image_size=config.preprocess.image_size,
-                pictures=len(data.train_targets),
+                images=len(data.train_targets),
                 memory=config.train.memory_limit,
             )
             checkpoints.remember(found := {**found, "batch_size": size})
@@ -195,8 +195,8 @@ def _settle(config: Config, hardware: Hardware, data: ImageFolderDataModule, che
         _alone("train.find_lr=true", config)
         if "learning_rate" not in found:
             L.seed_everything(config.seed, workers=True, verbose=False)
-            picture = checkpoints.folder.parent / "lr_finder.png"
-            rate = find_learning_rate(_classifier(config, data, settled), data, hardware, picture)
+            image = checkpoints.folder.parent / "lr_finder.png"
+            rate = find_learning_rate(_classifier(config, data, settled), data, hardware, image)
             checkpoints.remember(found := {**found, "learning_rate": rate})
         settled = replace(settled, learning_rate=found["learning_rate"])
         print(f"train.find_lr=true: {settled.learning_rate:g}, see training/lr_finder.png", flush=True)
@@ -231,7 +231,7 @@ def _classifier(config: Config, data: ImageFolderDataModule, settled: Settled) -
     size, num_classes, train = config.preprocess.image_size, len(data.class_names), config.train
     backbone = build_backbone(**backbone_options(config), num_classes=num_classes, image_size=size)
     if train.progressive_resize is not None and not takes_any_size(config.backbone.name):
-        raise UserError(f"train.progressive_resize: {config.backbone.name} takes pictures of one size; set it to null")
+        raise UserError(f"train.progressive_resize: {config.backbone.name} takes images of one size; set it to null")
     module: Classifier = Classifier(
         model=_with_weights(backbone, config),
         num_classes=num_classes,
@@ -396,7 +396,7 @@ def _take_best(checkpoints: Checkpoints, module: Classifier) -> dict[str, float]
 def _validation_outputs(
     model: nn.Module, data: ImageFolderDataModule, limit: int | None
 ) -> tuple[torch.Tensor, Logits, npt.NDArray[np.int64]]:
-    """Return a few validation pictures, normalised, and logits and targets of up to ``CALIBRATED_ON``."""
+    """Return a few validation images, normalised, and logits and targets of up to ``CALIBRATED_ON``."""
     some, logits, targets = None, [], []
     count = CALIBRATED_ON if limit is None else min(CALIBRATED_ON, limit * data.batch_size)
     for images, target in data.some("valid", count):

@@ -24,7 +24,7 @@ NEARLY_BEST = 0.95  # of the highest speed on a CPU: the smallest batch that rea
 
 
 def find_batch_size(
-    build: Callable[[], Classifier], hardware: Hardware, *, image_size: int, pictures: int, memory: int | None
+    build: Callable[[], Classifier], hardware: Hardware, *, image_size: int, images: int, memory: int | None
 ) -> int:
     """Return a power of two: on a GPU the largest that fits with a margin, on a CPU the fastest within reason.
 
@@ -35,11 +35,11 @@ def find_batch_size(
     Raises:
         UserError: not even the smallest fits.
     """
-    largest = max(SMALLEST, min(LARGEST, 2 ** int(math.log2(max(1, pictures / STEPS_AN_EPOCH)))))
+    largest = max(SMALLEST, min(LARGEST, 2 ** int(math.log2(max(1, images / STEPS_AN_EPOCH)))))
     sizes = [2**n for n in range(int(math.log2(SMALLEST)), int(math.log2(largest)) + 1)]
     module = build().to(hardware.device)
     step = _Step(module, hardware, image_size)
-    fits: dict[int, float] = {}  # batch size -> pictures a second
+    fits: dict[int, float] = {}  # batch size -> images a second
     limit = memory if memory is not None else _free_memory() // 2
     for size in sizes:
         try:
@@ -56,7 +56,7 @@ def find_batch_size(
         if slower or (not on_gpu and 2 * used > limit):
             break
     if not fits:
-        raise UserError(f"train.batch_size=auto: not even {SMALLEST} pictures of {image_size} px fit into memory")
+        raise UserError(f"train.batch_size=auto: not even {SMALLEST} images of {image_size} px fit into memory")
     if hardware.accelerator == "gpu":
         return max(fits)
     return min(size for size, speed in fits.items() if speed >= NEARLY_BEST * max(fits.values()))
@@ -71,7 +71,7 @@ class _Step:
         self._floor = _resident()
 
     def measure(self, size: int) -> tuple[float, int]:
-        """Return pictures a second and the bytes that steps of this size take."""
+        """Return images a second and the bytes that steps of this size take."""
         device = self.hardware.device
         images = torch.randn(size, 3, self.image_size, self.image_size, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -115,7 +115,7 @@ def find_learning_rate(
     module: Classifier,
     data: ImageFolderDataModule,
     hardware: Hardware,
-    picture: Path,
+    image: Path,
     *,
     lowest: float = 1e-5,
     highest: float = 10.0,
@@ -128,7 +128,7 @@ def find_learning_rate(
 
     Args:
         module: with fresh weights; it is used up.
-        picture: a PNG to write.
+        image: a PNG to write.
 
     Raises:
         UserError: the loss never fell.
@@ -159,7 +159,7 @@ def find_learning_rate(
         raise UserError(
             "train.find_lr=true: the loss fell at no learning rate; check the data, or set train.find_lr=false"
         )
-    _draw(rates, losses, chosen, picture)
+    _draw(rates, losses, chosen, image)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Progressive resizing: small pictures first, which cost less, then larger ones."""
+"""Progressive resizing: small images first, which cost less, then larger ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ProgressiveResize:
     Source: Howard, "Training ImageNet in 18 minutes", fast.ai 2018. Validation always sees the whole size.
 
     Args:
-        start: share of the picture's size in the first epoch.
+        start: share of the image's size in the first epoch.
         max_epochs: of the training; the whole size is reached after ``over`` of them.
     """
 
@@ -26,7 +26,7 @@ class ProgressiveResize:
         self.growing = max(1, round(max_epochs * over))
 
     def size(self, full: int, epoch: int) -> int:
-        """Return the edge in pixels of pictures in ``epoch`` (0 is the first)."""
+        """Return the edge in pixels of images in ``epoch`` (0 is the first)."""
         share = min(1.0, self.start + (1 - self.start) * epoch / self.growing)
         return full if share >= 1 else min(full, max(SMALLEST, round(full * share / GRAIN) * GRAIN))
 

@@ -1,4 +1,4 @@
-"""A picture of the first training batch, as the model sees it: people look rather than read."""
+"""Aan image of the first training batch, as the model sees it: people look rather than read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from objrec.images.preprocessing import Preprocessing
 from objrec.system.files import atomic_file
 
 COLUMNS, ROWS = 8, 4
-CELL = 112  # pixels of a picture in the grid
+CELL = 112  # pixels of an image in the grid
 LINE = 15  # pixels of a line of text
 
 
@@ -41,7 +41,7 @@ def denormalize(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -
 def draw_batch(
     path: Path, pixels: npt.NDArray[np.uint8], targets: npt.NDArray[np.float32], class_names: Sequence[str]
 ) -> None:
-    """Draw a grid of pictures over their targets: (N,) indices of classes, or (N, C) shares of the two largest."""
+    """Draw a grid of images over their targets: (N,) indices of classes, or (N, C) shares of the two largest."""
     from PIL import Image, ImageDraw, ImageFont
 
     labels = [label(target, class_names) for target in targets]
@@ -50,9 +50,9 @@ def draw_batch(
     columns = min(COLUMNS, len(pixels))
     sheet = Image.new("RGB", (columns * width, -(-len(pixels) // columns) * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for i, (picture, text) in enumerate(zip(pixels, labels, strict=True)):
+    for i, (image, text) in enumerate(zip(pixels, labels, strict=True)):
         left, top = i % columns * width + 4, i // columns * height + 4
-        sheet.paste(Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST), (left, top))
+        sheet.paste(Image.fromarray(image).resize((CELL, CELL), Image.Resampling.NEAREST), (left, top))
         draw.multiline_text((left, top + CELL + 1), text, fill="black", font=font, spacing=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
@@ -60,7 +60,7 @@ def draw_batch(
 
 
 def label(target: npt.NDArray[np.float32], class_names: Sequence[str], longest: int = 13) -> str:
-    """Write a target: a name, or a line with a share for each of the two classes that a mixed picture shows."""
+    """Write a target: a name, or a line with a share for each of the two classes that a mixed image shows."""
     names = [name if len(name) <= longest else name[: longest - 1] + "…" for name in class_names]
     if target.ndim == 0:
         return names[int(target)]
