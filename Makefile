@@ -45,7 +45,7 @@ bench: $(STAMP)  ## the benchmarks that need nothing but this machine
 	$(BIN)/python -m benchmarks.startup $(ARGS)
 
 golden: $(STAMP)  ## write the golden files anew; read the diff
-	$(BIN)/python -m pytest tests/test_golden.py tests/test_azure_job.py --update-golden
+	$(BIN)/python -m pytest tests/test_golden.py tests/submit/test_job.py --update-golden
 
 clean:  ## remove the cache and the environment; models, runs and sweeps stay
 	rm -rf .objrec/cache $(VENV)

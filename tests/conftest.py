@@ -9,22 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from azure_kit import azure, azure_world  # noqa: F401  (fixtures)
+from helpers.azure import azure, azure_world  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights never come from a hub in a test
 # processes that a test starts in another folder find this checkout
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-SHARED_DATA = ROOT.parent / "shared" / "data"
-
-
-def shared_file(name: str) -> Path:
-    """Return a file of real images beside the checkout, or skip the test where it is not there."""
-    path = SHARED_DATA / name
-    if not path.is_file():
-        pytest.skip(f"needs {name}")
-    return path
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 @pytest.fixture(autouse=True)

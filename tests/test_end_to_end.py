@@ -20,8 +20,8 @@ import httpx
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import shared_file
-from test_startup import HEAVY, PROBE
+from helpers.data import shared_file
+from helpers.imports import HEAVY, PROBE
 
 from objrec.runner.cache import digest_of, scan
 

@@ -8,20 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.imports import HEAVY, PROBE
 
-HEAVY = {"torch", "torchvision", "lightning", "timm", "matplotlib", "azure", "mlflow", "sklearn"}
 ROOT = Path(__file__).resolve().parents[1]
-PROBE = """
-import json, runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    status = end.code
-else:
-    status = 0
-print("MODULES", json.dumps([status or 0, sorted({m.split(".")[0] for m in sys.modules})]))
-"""
 
 
 def imported(*arguments: str) -> tuple[int, set[str]]:
