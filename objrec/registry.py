@@ -16,14 +16,14 @@ from objrec.models.card import ModelCard
 
 HELP = """python -m objrec.registry ACTION [VERSION] [overrides]
 
-  list                every model, newest last, with its accuracy and alias
-  show VERSION        all that is known of one, and its history
-  promote VERSION     put it in production, whatever its accuracy; a running service follows without a gap
+  list                list all models, newest last, with accuracy and alias
+  show VERSION        show one model and its history
+  promote VERSION     put it in production, regardless of accuracy; a running service switches without downtime
   rollback            put the previous model back in production
   verify              check every file against its hash
-  gc                  remove all but the newest models (deploy.keep) and those in use
+  gc                  remove models, except the newest (deploy.keep) and those in use
 
-  VERSION is production, previous, or the beginning of a version.      registry_dir=DIR names another registry.
+  VERSION is production, previous, or the first digits of a version.   registry_dir=DIR uses another registry.
 """
 
 

@@ -24,7 +24,7 @@ HOT: Final = ((0.0, (60, 0, 90)), (0.5, (230, 60, 50)), (1.0, (255, 235, 120))) 
 
 @dataclass(frozen=True)
 class Card:
-    """Aan image to show: its index, what is said of it, and data URIs of it and of the heat map over it."""
+    """An image to show: its index, what is said of it, and data URIs of it and of the heat map over it."""
 
     index: int
     caption: str

@@ -125,6 +125,6 @@ def help_text(step: Step) -> str:
     return (
         f"{step.summary}.\n\nusage: python -m {step.module} {ports} [key=value ...]\n\n"
         f"inputs:  {', '.join(p.name for p in step.inputs) or 'none'}\n"
-        f"outputs: {', '.join(p.name for p in step.outputs)}\n\nsettings that it reads:\n{reads}\n\n"
+        f"outputs: {', '.join(p.name for p in step.outputs)}\n\nsettings it reads:\n{reads}\n\n"
         "Every setting and its default: python -m objrec.train --cfg job"
     )
