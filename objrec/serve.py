@@ -55,7 +55,7 @@ def _start(config: Config, registry_dir: Path) -> int:
     from objrec.serving.settings import ServiceSettings
 
     if config.model_dir is not None:
-        raise UserError("action=start serves what is in production; model_dir=DIR is for the foreground")
+        raise UserError("action=start serves the production model; model_dir=DIR works in the foreground only")
     if FolderRegistry(registry_dir).production() is None:
         raise UserError(f"no model in {registry_dir} is in production: run python -m objrec.pipeline first")
     print(service.ensure_started(ServiceSettings.of(config, registry_dir=str(registry_dir))).url)

@@ -63,7 +63,7 @@ def prepare(arguments: Sequence[str]) -> None:
     config = check_command_line(arguments)
     if config.model_dir is not None:
         raise UserError(
-            "model_dir: run_dir=DIR says where objrec.train writes, DIR/model is the model; objrec.steps.train takes "
+            "model_dir: objrec.train writes to run_dir=DIR, the model to DIR/model; objrec.steps.train takes "
             "model_dir=DIR"
         )
     check_folders(config, inputs_of(load_steps(("ingest", "preprocess", "train")), config))

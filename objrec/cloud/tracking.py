@@ -39,7 +39,7 @@ def show(outputs: Mapping[str, Path]) -> None:
                 if (model / file).is_file():
                     client.log_artifact(run, str(model / file), "training" if "/" in file else None)
     except Exception as error:
-        print(f"warning: nothing is shown in the studio: {error}", file=sys.stderr)
+        print(f"warning: the studio shows no metrics: {error}", file=sys.stderr)
 
 
 def _metrics(outputs: Mapping[str, Path]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Images that seem to lie in the wrong folder."""
+"""Images that seem to be in the wrong folder."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def _figure(card: Card) -> str:
 
 
 def unknowns(study: Evaluation) -> str:
-    """How well images of none of the classes can be told."""
+    """How reliably out-of-distribution images are rejected."""
     found, p = study.metrics["unknown"], study.predictions
     if not found["against"]:
         return ""
@@ -237,7 +237,7 @@ def unknowns(study: Evaluation) -> str:
         '<div class="columns"><div>',
         histogram(groups, label="distribution of scores", threshold=found["threshold"]),
         "</div><div>",
-        table(["told from test images", "#images", "#AUROC", "#turned away"], rows),
+        table(["compared with test images", "#images", "#AUROC", "#rejected"], rows),
         f"<p class=soft>{rule} Applied by prediction only when asked for.</p></div></div>",
         lead=f"Images of none of the classes should score low. The score is {score[found['score']]}.",
     )

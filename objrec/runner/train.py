@@ -30,7 +30,7 @@ def train(config: Config, *, overrides: Sequence[str], run_dir: Path) -> Any:
     try:
         STEP.run(restrict(config, STEP), {k: data[k] for k in ("train_dir", "valid_dir")}, {"model_dir": model_dir})
     except KeyboardInterrupt:
-        print(f"To resume, give the same command run_dir={run_dir}", flush=True)
+        print(f"To resume, add run_dir={run_dir} to the same command", flush=True)
         raise
     card = ModelCard.load(model_dir)
     print(summary(card, config, model_dir, data.get("test_dir")))

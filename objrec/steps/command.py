@@ -80,9 +80,9 @@ def _check_order(step: Step, config: Config, inputs: Mapping[str, Path], order: 
     parts = key_parts(step, config, digests, sources)
     if parts.key != order["key"]:
         raise UserError(
-            f"step {step.name} was started for the key {order['key'][:12]} and would compute {parts.key[:12]}: its "
-            "settings did not reach it as they were typed, or objrec's files or libraries changed meanwhile; run it "
-            "again, and give settings as key=value or in files of --config-dir"
+            f"step {step.name} was started for key {order['key'][:12]} but would compute {parts.key[:12]}: its "
+            "settings changed on the way, or objrec's files or libraries changed since; run it "
+            "again, with settings as key=value or in files of --config-dir"
         )
 
 
