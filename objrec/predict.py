@@ -285,7 +285,7 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Predicti
 
 
 def _progress() -> Any:
-    """Return a context whose value is told (done, failed); it shows a line where results do not go to the terminal."""
+    """Return a context whose value takes (done, failed); it shows a line where results do not go to the terminal."""
     if not sys.stderr.isatty() or sys.stdout.isatty():
         return contextlib.nullcontext(lambda done, failed: None)
     return _Line()

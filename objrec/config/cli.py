@@ -1,4 +1,4 @@
-"""The frame that every command shares: quick ``--help``, and mistakes told in a line with a non-zero exit."""
+"""The frame that every command shares: quick ``--help``, one-line errors with a non-zero exit."""
 
 from __future__ import annotations
 

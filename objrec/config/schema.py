@@ -398,7 +398,7 @@ class Azure(Section):
     @classmethod
     def _are_names(cls, secrets: list[str]) -> list[str]:
         if any(not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*:[A-Za-z0-9-]{1,127}", s) for s in secrets):
-            raise ValueError("takes VARIABLE:NAME, where NAME is the name of a secret in the vault, never the secret itself")
+            raise ValueError("takes VARIABLE:NAME with the name of a secret in the vault, never the secret itself")
         return secrets
 
     @model_validator(mode="after")

@@ -199,7 +199,7 @@ class _Runner:
         cache = Path(config.cache_dir)
         self.store = StepCache(cache)
         self.sources = SourceIndex(cache / "sources.json")
-        self.available: dict[str, tuple[Path, str | None]] = {}  # port -> where it lies, content digest
+        self.available: dict[str, tuple[Path, str | None]] = {}  # port -> its path, content digest
 
     def run(self, step: Step, row: StepRecord) -> None:
         inputs = self._inputs(step)

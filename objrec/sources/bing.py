@@ -78,7 +78,7 @@ class BingSource:
             estimate = number_of(body, "totalEstimatedMatches") or 0
             further = number_of(body, "nextOffset") or 0
             if not results or further <= offset:
-                return  # the end; an offset that stands still would repeat the page for ever
+                return  # the end; an offset that stands still would repeat the page endlessly
             offset = further
 
     def _page(self, query: str, offset: int) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class _Folder:
 
 
 class _Zip:
-    """Members are read where they lie; nothing is unpacked. No member yields more than its checked, declared size."""
+    """Members are read in place; nothing is unpacked. No member yields more than its checked, declared size."""
 
     def __init__(self, path: Path, limits: _Limits) -> None:
         self._archive = zipfile.ZipFile(path)

@@ -30,7 +30,7 @@ HELP = """Run the five steps as an Azure ML pipeline job, with the same settings
 usage: python azureml/submit.py [key=value ...] [dry_run=true] [azure.wait=true] [cleanup=true]
 
 examples:
-  python azureml/submit.py dry_run=true                        write the job as YAML and a summary: no account, no network
+  python azureml/submit.py dry_run=true                        print a summary and write the job's YAML: no account
   python azureml/submit.py experiment=seed azure.wait=true     submit and wait for the result
   python azureml/submit.py azure.data=azureml:my-images:3      start from a data asset of the workspace
   python azureml/submit.py compute=cpu                         no GPU cluster

@@ -27,7 +27,7 @@ PARAMETERS = {
     "learning_rate": "train.learning_rate",
     "momentum": "train.momentum",
 }
-# What steers submission, or lies on this machine, and means nothing to a step in the cloud.
+# What steers submission, or is a local path, and means nothing to a step in the cloud.
 HERE_ONLY = ("azure", "sweep", "hydra", "runs_dir", "cache_dir", "registry_dir", "serve", "deploy.target", *CONTROL)
 BUT = ("azure.endpoint", "azure.model_name", "azure.retries", "azure.timeout")  # which deploy reads there
 GLOBAL_GROUPS = ("experiment", "debug")  # a file there may set any key
