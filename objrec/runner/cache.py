@@ -118,7 +118,7 @@ class StepCache:
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             (entry / name).rename(kept / name)
         if foreign:
-            note(f"{len(foreign)} files in {self._place(step, entry.stem)} are not of its manifest: kept in {kept}")
+            note(f"{len(foreign)} files in {self._place(step, entry.stem)} are not in its manifest: moved to {kept}")
 
     def clear_workspace(self, step: Step, key: str) -> None:
         shutil.rmtree(self._partial(step, key), ignore_errors=True)

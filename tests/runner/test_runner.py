@@ -243,7 +243,9 @@ def test_a_refused_step_leaves_nothing_behind(workdir: Path) -> None:
         text=True,
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.count("error: ") == 1 and done.stderr.count("source.path=empty: no <class>/<image> in it") == 1
+    assert (
+        done.stderr.count("error: ") == 1 and done.stderr.count("source.path=empty: contains no <class>/<image>") == 1
+    )
     assert not (workdir / "runs").exists()
     assert not list((workdir / ".objrec" / "cache").glob("*/*.partial"))
 

@@ -152,7 +152,7 @@ def test_what_the_cluster_cannot_do_is_refused_before_submission() -> None:
     with pytest.raises(UserError) as caught:
         build("compute=gpu", "compute.devices=8", "compute.num_nodes=5")
     assert "azure.gpu.gpus=1" in str(caught.value)
-    assert "wait for ever" in str(caught.value)
+    assert "never start" in str(caught.value)
     with pytest.raises(UserError, match="must rise to 100"):
         build("azure.endpoint.traffic=[50,20]")
 
@@ -175,12 +175,12 @@ def test_what_the_sdk_lets_through_is_found() -> None:
         "nothing writes the output": {"evaluate__component__command": "true"},
         "not above 0": {"train__limits__timeout": -5},
         "none of objrec-cpu, objrec-gpu": {"train__compute": "azureml:gpu"},
-        "would wait for ever": {"train__resources__instance_count": 3},
-        "would do the whole work": {"train__resources__instance_count": 2},
+        "would never start": {"train__resources__instance_count": 3},
+        "would do all the work": {"train__resources__instance_count": 2},
         "no such input": {"train__inputs__momentum": "${{parent.inputs.speed}}"},
         "no such step": {"train__inputs__train_dir": "${{parent.jobs.prepare.outputs.train_dir}}"},
         "no such output": {"train__inputs__train_dir": "${{parent.jobs.preprocess.outputs.training}}"},
-        "bound to nothing": {"train__component__inputs": {"more": {"type": "number"}}},
+        "is not bound": {"train__component__inputs": {"more": {"type": "number"}}},
         "ingest -> train -> preprocess -> ingest": {
             "ingest__inputs__x": "${{parent.jobs.train.outputs.model_dir}}",
             "ingest__component__inputs__x": {"type": "uri_folder"},
