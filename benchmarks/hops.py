@@ -37,7 +37,7 @@ class Trace:
             return
         name = code.co_filename.removeprefix(ROOT)
         self.files.add(name)
-        if "config" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:  # all of it, or a step's view of it
+        if "config" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:  # or a view of it
             self.config_files.add(name)
             caller = frame.f_back.f_code.co_filename if frame.f_back else ""
             if caller.startswith(ROOT) and caller != code.co_filename:
