@@ -24,7 +24,7 @@ ROOT = str(Path.cwd() / "objrec") + os.sep
 
 
 class Trace:
-    """Files that were entered, and calls from one file to another that hand over a ``Config``."""
+    """Files that were entered, and calls from one file to another that hand over ``config``."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
@@ -37,8 +37,7 @@ class Trace:
             return
         name = code.co_filename.removeprefix(ROOT)
         self.files.add(name)
-        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        if any(type(frame.f_locals.get(a)).__name__ == "Config" for a in arguments):
+        if "config" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:  # or a view of it
             self.config_files.add(name)
             caller = frame.f_back.f_code.co_filename if frame.f_back else ""
             if caller.startswith(ROOT) and caller != code.co_filename:
@@ -81,6 +80,10 @@ def request(trace: Trace, model_dir: str, image: str) -> None:
 
 def training(trace: Trace, overrides: list[str]) -> None:
     """Trace ``objrec.train debug=fast_dev_run``."""
+    import lightning  # noqa: F401  # before the trace, which makes imports slow
+    import timm  # noqa: F401
+    import torch  # noqa: F401
+
     sys.argv = ["train", "debug=fast_dev_run", *overrides]
     trace.start()
     try:
