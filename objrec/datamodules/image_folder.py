@@ -242,7 +242,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         normalised = self.normalize(images)
         return normalised if targets is None else (normalised, targets)
 
-    def some(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def sample(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield up to ``count`` images from all over a split as the model sees them without augmentation.
 
         Returns:

@@ -19,10 +19,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from objrec.config.errors import UserError
 from objrec.config.metrics import with_mode
 from objrec.datamodules.sampling import InOrder
-from objrec.training.callbacks.history import not_logged, was_validated
-from objrec.training.callbacks.progressive_resize import ProgressiveResize
-from objrec.training.finetuning import Freeze, parameter_groups
+from objrec.training.callbacks.freeze import Freeze
 from objrec.training.instantiate import instantiate
+from objrec.training.logged_metrics import not_logged, was_validated
+from objrec.training.parameter_groups import parameter_groups
+from objrec.training.progressive_resize import ProgressiveResize
 from objrec.training.schedulers import momentum_cycle
 
 LOWER_IT = "lower train.learning_rate, set train.gradient_clip=1, or compute.precision=32"

@@ -13,11 +13,11 @@ from helpers.training import QUIET
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.models.backbones import build_backbone
-from objrec.training.callbacks.progressive_resize import ProgressiveResize
-from objrec.training.finetuning import head_of, parameter_groups
+from objrec.models.backbones import build_backbone, head_of
 from objrec.training.hardware import choose_hardware, memory_advice
 from objrec.training.losses import ClassificationLoss, balanced_weights
+from objrec.training.parameter_groups import parameter_groups
+from objrec.training.progressive_resize import ProgressiveResize
 from objrec.training.tuner import _steepest
 
 pytestmark = QUIET

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from helpers.training import QUIET, make_data, train
 
-from objrec.training.resume import MidEpoch, open_checkpoints
+from objrec.training.callbacks.checkpoint import MidEpochCheckpoint
+from objrec.training.resume import open_checkpoints
 
 pytestmark = QUIET
 # everything that has a state or draws at random
@@ -38,7 +39,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_at(step: int, stop: Any, patch: pytest.MonkeyPatch) -> None:
     """Have ``stop()`` called when ``step`` batches are done."""
-    original = MidEpoch.on_train_batch_end
+    original = MidEpochCheckpoint.on_train_batch_end
     done = 0
 
     def counted(self: Any, trainer: Any, *args: Any) -> None:
@@ -48,7 +49,7 @@ def stop_at(step: int, stop: Any, patch: pytest.MonkeyPatch) -> None:
         if done == step:
             stop()
 
-    patch.setattr(MidEpoch, "on_train_batch_end", counted)
+    patch.setattr(MidEpochCheckpoint, "on_train_batch_end", counted)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -129,12 +130,12 @@ def test_every_schedule_and_stop_is_resumed_exactly(
 
     with monkeypatch.context() as patch:
         if moment == "export":
-            patch.setattr(training, "_write_folder", kill)
+            patch.setattr(training, "write_model_folder", kill)
         else:
-            patch.setattr(MidEpoch, "on_train_epoch_start", at_end)
+            patch.setattr(MidEpochCheckpoint, "on_train_epoch_start", at_end)
         if "early" in options[0] and moment == "epoch":  # between the last checkpoint and the end of the training
             patch.undo()
-            patch.setattr(training, "_best", kill)
+            patch.setattr(training, "best_checkpoint", kill)
         with pytest.raises(Killed):
             train(data, tmp_path / "cut", *recipe)
     (tmp_path / "cut").rename(tmp_path / "moved")

@@ -132,7 +132,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., s
         (model_dir / "weights").write_bytes(weights)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_write_folder", write)
+        patch.setattr(training, "write_model_folder", write)
         patch.setattr(training.ModelCard, "load", lambda folder: None)
         yield run
 

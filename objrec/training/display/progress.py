@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from objrec.system.progress import report
-from objrec.training.callbacks.history import was_validated
+from objrec.training.logged_metrics import was_validated
 
 REFRESH = 0.2  # seconds between two looks; reading the loss from a GPU oftener would hold it up
 
