@@ -19,7 +19,7 @@ from PIL import Image
 
 
 def make_image(number: int) -> bytes:
-    """Aan image of 400 x 300 px and about 30 kB that resembles no other one."""
+    """An image of 400 x 300 px and about 30 kB that resembles no other one."""
     rng = np.random.default_rng(number)
     layers = np.zeros((300, 400, 3), dtype=np.float32)
     for cells, strength in ((5, 55), (20, 30), (75, 16), (200, 8)):

@@ -122,7 +122,7 @@ def erase(images: Tensor, random: np.random.Generator, *, share: float, area: Se
 
 
 def cutout(images: Tensor, random: np.random.Generator, *, side: int, fill: Tensor) -> Tensor:
-    """Fill a square whose centre is anywhere in the image: part of it may lie outside.
+    """Fill a square whose centre is anywhere in the image: part of it may be outside.
 
     Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     """

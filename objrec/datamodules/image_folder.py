@@ -1,4 +1,4 @@
-"""A LightningDataModule over split folders, ours or anyone's."""
+"""A LightningDataModule over split folders, ours or the user's own."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         crops = augmentation.name != "none" and augmentation.scale is not None and augmentation.ratio is not None
         self._crop = RandomResizedCrop(augmentation.scale, augmentation.ratio) if crops else None  # type: ignore[arg-type]
         self._data: dict[str, ImageBatches] = {}
-        self._position = {"epoch": 0, "batch": 0}  # where training begins, other than 0 when it is carried on
+        self._position = {"epoch": 0, "batch": 0}  # where training begins: not at 0 when it is resumed
 
     @property
     def fingerprint(self) -> str:
@@ -184,7 +184,7 @@ class ImageFolderDataModule(L.LightningDataModule):
             rank=rank,
             world=world,
         )
-        # worker processes begin to read before the Trainer tells the epoch
+        # worker processes begin to read before the Trainer sets the epoch
         sampler.epoch, sampler.start = self._position["epoch"], self._position["batch"]
         return self._loader(data, sampler)
 

@@ -23,7 +23,7 @@ def crop_square(image: Decoded, size: int, interpolation: str = "bicubic") -> np
     """Scale the shorter side to ``size`` keeping the aspect ratio, cut the central square, turn it upright.
 
     Returns:
-        RGB of shape (size, size, 3). Aan image that has that size already is returned as it is.
+        RGB of shape (size, size, 3). An image that has that size already is returned as it is.
     """
     import numpy as np
 

@@ -33,7 +33,7 @@ class ModelCard(BaseModel):
         input_size: pixels of the square input; ``mean``, ``std`` and ``interpolation`` as in ``Preprocessing``.
         training_data_fingerprint: of the raw images behind ``train_dir``, as in ``Record``; so are the next three.
         metrics: of the exported (best) checkpoint on validation data, and its epoch.
-        unknown: the rule that tells images of none of the classes; see ``objrec.evaluation.unknown``.
+        unknown: the rule that rejects images of none of the classes; see ``objrec.evaluation.unknown``.
         temperature: probabilities are softmax(logits / temperature).
         files: sha256 of ``model.safetensors``, ``model.onnx`` and ``trained_on.txt.gz``.
     """

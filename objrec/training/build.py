@@ -14,15 +14,9 @@ from objrec.config.load import dump
 from objrec.config.schema import Config
 from objrec.datamodules.image_folder import ImageFolderDataModule
 from objrec.images.preprocessing import Preprocessing
-from objrec.models.backbones import (
-    build_backbone,
-    input_constants,
-    load_pretrained,
-    load_weights,
-    read_weights,
-    takes_any_size,
-)
+from objrec.models.backbones import build_backbone, input_constants, takes_any_size
 from objrec.models.im2col import use_im2col
+from objrec.models.weights import load_pretrained, load_weights, read_weights
 from objrec.training.classifier import Classifier
 from objrec.training.losses import ClassificationLoss, balanced_weights
 from objrec.training.progressive_resize import ProgressiveResize

@@ -145,7 +145,7 @@ def test_progressive_resizing_needs_a_backbone_of_any_size(data: Path, tmp_path:
         train(data, tmp_path, "train.progressive_resize=0.6", "backbone.name=test_vit")
 
 
-def test_memory_that_runs_out_is_told_with_the_size_to_try(
+def test_memory_that_runs_out_names_the_size_to_try(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from objrec.training.classifier import Classifier

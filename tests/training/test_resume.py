@@ -211,7 +211,7 @@ def test_resume_never_begins_anew(data: Path, whole: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_a_killed_pipeline_carries_its_training_on(workdir: Path) -> None:
+def test_a_killed_pipeline_resumes_its_training(workdir: Path) -> None:
     import subprocess
     import sys
     import time
