@@ -42,7 +42,7 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## the benchmarks that need nothing but this machine
-	$(BIN)/python -m benchmarks.startup $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 golden: $(STAMP)  ## write the golden files anew; read the diff
 	$(BIN)/python -m pytest tests/test_golden.py tests/submit/test_job.py --update-golden

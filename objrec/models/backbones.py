@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import timm
 from torch import nn
 
 from objrec.config.errors import UserError, did_you_mean
+from objrec.images.preprocessing import FILTERS, Preprocessing
 from objrec.models import cifar_net  # noqa: F401  # makes itself known to timm
 
 
@@ -66,12 +68,23 @@ def usual_size(name: str) -> int | None:
     return None if default is None else int(default.input_size[-1])
 
 
-def input_constants(name: str) -> tuple[list[float], list[float]]:
-    """Return the mean and std per RGB channel that timm's weights for ``name`` were trained with."""
+def input_preprocessing(name: str, size: int, *, trained: bool) -> Preprocessing:
+    """Return the preprocessing that timm's weights for ``name`` were evaluated with.
+
+    Args:
+        size: pixels of the square input.
+        trained: whether there are trained weights; random ones have no crop or filter that they are used to, and see
+            the whole square.
+    """
     default = timm.get_pretrained_cfg(name)
-    if default is None:
-        return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as in torchvision's documentation
-    return [float(v) for v in default.mean], [float(v) for v in default.std]
+    if default is None:  # ImageNet's constants, as in torchvision's documentation
+        return Preprocessing(size=size, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    constants = Preprocessing(size=size, mean=[float(v) for v in default.mean], std=[float(v) for v in default.std])
+    if not trained:
+        return constants
+    filter_name = default.interpolation if default.interpolation in FILTERS else constants.interpolation
+    # some weights were evaluated with a border around the image: there is none to cut then
+    return replace(constants, interpolation=filter_name, crop_pct=min(1.0, float(default.crop_pct)))
 
 
 def _keep_resolution(model: nn.Module) -> None:

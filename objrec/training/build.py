@@ -13,8 +13,7 @@ from objrec.config.errors import UserError
 from objrec.config.load import dump
 from objrec.config.schema import Config
 from objrec.datamodules.image_folder import ImageFolderDataModule
-from objrec.images.preprocessing import Preprocessing
-from objrec.models.backbones import build_backbone, input_constants, takes_any_size
+from objrec.models.backbones import build_backbone, input_preprocessing, takes_any_size
 from objrec.models.im2col import use_im2col
 from objrec.models.weights import load_pretrained, load_weights, read_weights
 from objrec.training.classifier import Classifier
@@ -42,11 +41,11 @@ class StepSize:
 
 def make_datamodule(config: Config, train_dir: Path, valid_dir: Path) -> ImageFolderDataModule:
     """Create the datamodule; with ``train.batch_size=auto`` its batches are of one image until that is measured."""
-    mean, std = input_constants(config.backbone.name)
+    trained = config.backbone.pretrained or config.backbone.weights is not None
     return ImageFolderDataModule(
         train_dir=train_dir,
         valid_dir=valid_dir,
-        preprocessing=Preprocessing(size=config.preprocess.image_size, mean=mean, std=std),
+        preprocessing=input_preprocessing(config.backbone.name, config.preprocess.image_size, trained=trained),
         batch_size=config.train.batch_size if isinstance(config.train.batch_size, int) else 1,
         augmentation=config.augmentation,
         settings=config.datamodule,

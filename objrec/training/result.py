@@ -79,6 +79,7 @@ def write_model_folder(
         mean=list(expects.mean),
         std=list(expects.std),
         interpolation=expects.interpolation,
+        crop_pct=expects.crop_pct,
         training_data_fingerprint=origin.data,
         split_fingerprint=origin.split,
         crops_fingerprint=data.fingerprint,
