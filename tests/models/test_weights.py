@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from objrec.config.errors import UserError
-from objrec.models.backbones import build_backbone
+from objrec.models.backbones import build_backbone, input_preprocessing
 from objrec.models.weights import load_weights, read_weights
 
 
@@ -47,3 +47,11 @@ def test_real_weights_of_another_code_base_are_taken() -> None:
     assert model(torch.zeros(1, 3, 224, 224)).isfinite().all()
     first = model.state_dict()["blocks.0.0.bn1.running_var"]
     assert (first >= 0).all() and (first > 0.1).any()  # a variance, and not a tensor of the same shape
+
+
+def test_trained_weights_come_with_their_filter_and_crop() -> None:
+    trained = input_preprocessing("tf_efficientnet_lite0", 128, trained=True)
+    assert (trained.interpolation, trained.crop_pct) == ("bicubic", 0.875)
+    random = input_preprocessing("tf_efficientnet_lite0", 128, trained=False)
+    assert random.crop_pct == 1.0 and list(random.mean) == list(trained.mean)
+    assert input_preprocessing("vgg11", 64, trained=True).interpolation == "bilinear"

@@ -40,6 +40,8 @@ VALUES: dict[str, Any] = {
     "augmentation.erase_area": "[0.1,0.2]",
     "augmentation.flip": 1.0,
     "augmentation.pad": 9,
+    "augmentation.num_ops": 5,
+    "augmentation.magnitude": 20,
     "datamodule.store_size": 40,
     "preprocess.image_size": 40,
     "optimizer.betas": "[0.5,0.9]",
@@ -51,10 +53,12 @@ VALUES: dict[str, Any] = {
     "callbacks.early_stopping.patience": 1,
 }
 FLAT = ["train.learning_rate=1e-12", "train.max_epochs=3"]  # nothing ever improves
+# val/acc would have to rise by more than it can: the rate falls, and the weights show it
+PLATEAU = ["scheduler.threshold=2", "scheduler.threshold_mode=abs", "train.max_epochs=3"]
 # what else is needed to see it
 WITH: dict[str, list[str]] = {
-    "scheduler=plateau scheduler.factor": [*FLAT, "scheduler.patience=0"],
-    "scheduler=plateau scheduler.patience": FLAT,
+    "scheduler=plateau scheduler.factor": [*PLATEAU, "scheduler.patience=0"],
+    "scheduler=plateau scheduler.patience": PLATEAU,
     "scheduler=step scheduler.gamma": ["scheduler.step_size=1"],
     "callbacks=early_stopping callbacks.early_stopping.patience": FLAT,
 }
@@ -129,6 +133,7 @@ def compose_data(overrides: Sequence[str]) -> dict[str, Any]:
     """What Hydra makes of overrides, with what all cases share composed once."""
     groups = [o for o in overrides if is_group(o)]
     config = deepcopy(composed(tuple(groups)))
+    OmegaConf.set_struct(config, False)  # torch's classes take options that no file names
     values = OmegaConf.from_dotlist([o for o in overrides if o not in groups])
     data = OmegaConf.to_container(OmegaConf.merge(config, values), resolve=True)
     assert isinstance(data, dict)
