@@ -20,6 +20,8 @@ from pydantic import BaseModel
 from objrec.config.errors import UserError
 from objrec.config.load import config_dir, load_config, register_resolvers
 from objrec.config.schema import Config
+from objrec.runner.runner import check_run
+from objrec.steps import load_steps
 from objrec.steps.train import STEP
 
 pytestmark = QUIET
@@ -220,6 +222,7 @@ def test_what_is_refused_alone_has_an_effect_together(key: str, result: Callable
         (["optimizer.weight_decay=-1"], "at least 0"),
         (["optimizer.betas=[0.9,1]"], "below 1"),
         (["scheduler=cosine", "scheduler.warmup=nan"], "finite"),
+        (["backbone.name=test_vit", "backbone.small_input=true"], "cuts images into patches"),
         (["backbone.name=resnet_34"], r"Did you mean 'resnet34'\?"),
         (["backbone.name=resnet18.a1in1k"], r"Did you mean 'resnet18.a1_in1k'\?"),
     ],
@@ -227,6 +230,13 @@ def test_what_is_refused_alone_has_an_effect_together(key: str, result: Callable
 def test_what_is_refused_before_any_work(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(overrides)
+
+
+def test_weights_that_are_not_there_are_named_before_ingest(tmp_path: Path) -> None:
+    missing = f"backbone.weights={tmp_path / 'no.safetensors'}"
+    with pytest.raises(UserError, match=f"{missing}: there is no such file"):
+        check_run(load_steps(), load_config([missing, f"cache_dir={tmp_path / 'cache'}"]))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_direction_follows_from_the_metric() -> None:
