@@ -1,4 +1,4 @@
-# `make run` and `make test` set up what they need; every other file is found by `make help`.
+# Every target sets up what it needs; `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,10 +8,10 @@ EXTRAS := test,heic,azure,azure-scoring,export,mlflow,tensorboard,joblib,optuna,
 .DEFAULT_GOAL := help
 .PHONY: help install run stop test test-all lint format bench golden clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP)  ## .venv with everything
+install: $(STAMP)  ## create .venv with objrec and all extras
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,34 +19,34 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $(STAMP)
 
-run: $(STAMP)  ## the five steps on the embedded sample: accuracy, report, endpoint
+run: $(STAMP)  ## run the five steps on the built-in sample and start an endpoint
 	$(BIN)/python -m objrec.pipeline $(ARGS)
 
-stop: $(STAMP)  ## stop the endpoint that `make run` left serving
+stop: $(STAMP)  ## stop the endpoint of `make run`
 	$(BIN)/python -m objrec.serve action=stop
 
-test: $(STAMP)  ## the test suite
+test: $(STAMP)  ## run the fast tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: $(STAMP)  ## the test suite with the slow tests
+test-all: $(STAMP)  ## run all tests, slow ones too
 	$(BIN)/python -m pytest -m "not gpu and not network" $(ARGS)
 
-lint: $(STAMP)  ## ruff, mypy and the floors of the architecture
+lint: $(STAMP)  ## check with ruff, mypy and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(STAMP)  ## let ruff mend what it can
+format: $(STAMP)  ## auto-fix with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the benchmarks that need nothing but this machine
+bench: $(STAMP)  ## run the benchmarks that need only this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
-golden: $(STAMP)  ## write the golden files anew; read the diff
+golden: $(STAMP)  ## update the golden files; then read the diff
 	$(BIN)/python -m pytest tests/test_golden.py tests/submit/test_job.py --update-golden
 
-clean:  ## remove the cache and the environment; models, runs and sweeps stay
+clean:  ## remove the cache and .venv; keep models, runs and sweeps
 	rm -rf .objrec/cache $(VENV)
 	@echo 'kept: .objrec/registry (the models in production) and runs (trainings, sweeps, reports)'

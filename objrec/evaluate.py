@@ -9,19 +9,19 @@ from typing import Any
 
 from objrec.config.cli import command, overrides_of
 
-HELP = """Measure a model on labelled images: accuracy with its interval, and a report to look at.
+HELP = """Evaluate a model on labelled images: accuracy with a confidence interval, and an HTML report.
 
 usage: python -m objrec.evaluate model_dir=MODEL test_dir=TEST [key=value ...]
 
   model_dir=DIR               a model folder (model.json, model.onnx, model.safetensors)
-  test_dir=DIR                DIR/<class>/<image>; classes are matched by name, a part of them will do
-  train_dir=DIR               also look for test images among these
-  raw_data_dir=DIR            also tell sources and licences, from its manifest.jsonl
-  evaluate.compare=MODEL      also a second model on the same images, with a paired test
-  evaluate.unknown_dir=DIR    also images of none of the classes: how well are they told?
+  test_dir=DIR                DIR/<class>/<image>; classes are matched by name, a subset is fine
+  train_dir=DIR               also search these for copies of test images
+  raw_data_dir=DIR            also report sources and licences, from its manifest.jsonl
+  evaluate.compare=MODEL      also compare a second model on the same images, with a paired test
+  evaluate.unknown_dir=DIR    also out-of-distribution images: how reliably are they rejected?
   evaluate.slices=true        also accuracy by image size, source and licence
   evaluate.robustness=true    also accuracy under blur, noise, JPEG and brightness
-  accuracy_file=FILE report_dir=DIR    where to write; a new folder under runs/evaluate without them
+  accuracy_file=FILE report_dir=DIR    where to write; default: a new folder under runs/evaluate
 
 Every setting and its default: python -m objrec.train --cfg job"""
 NAMED = 5  # unreadable images that are named on the terminal; the report names more

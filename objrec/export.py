@@ -7,17 +7,17 @@ from pathlib import Path
 
 from objrec.config.cli import command, overrides_of
 
-HELP = """Write a model as ONNX, OpenVINO and torch.export, and compare each with the original on real images.
+HELP = """Export a model to ONNX, OpenVINO and torch.export, and compare each with the original on real images.
 
 usage: python -m objrec.export model_dir=MODEL test_dir=TEST [key=value ...]
 
   model_dir=DIR                a model folder
-  test_dir=DIR                 DIR/<class>/<image>: what the formats are compared on
-  export_dir=DIR               where to write; a new folder under runs/export without it
-  export.formats=[onnx,openvino,torch_export]    which ones; openvino needs: pip install 'objrec[export]'
+  test_dir=DIR                 DIR/<class>/<image>: images to compare the formats on
+  export_dir=DIR               where to write; default: a new folder under runs/export
+  export.formats=[onnx,openvino,torch_export]    which formats; openvino needs: pip install 'objrec[export]'
   export.int8=true train_dir=DIR                 also an int8 model, calibrated on training images
 
-preprocessing.json tells what the model expects; it is in the ONNX file's metadata too."""
+preprocessing.json describes the model's input; the ONNX file's metadata holds the same."""
 
 
 def main() -> None:

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from objrec.config.cli import command, group_lines, overrides_of
 
-HELP = """From a list of class names to a trained classifier behind a URL: ingest, preprocess, train, evaluate, deploy.
-A step runs again only when its settings, inputs, source or libraries changed.
+HELP = """Train an image classifier and serve it at a URL: ingest, preprocess, train, evaluate, deploy.
+A step runs again only when its settings, its inputs, its code or its libraries changed.
 
 usage: python -m objrec.pipeline [key=value ...] [--config-dir DIR]
 
 examples:
-  python -m objrec.pipeline                                  the embedded sample: no key, no network
+  python -m objrec.pipeline                                  the built-in sample: no key, no network
   python -m objrec.pipeline classes.names=[apple,pear]       other classes
-  python -m objrec.pipeline source=folder source.path=DIR    images of your own, DIR/<class>/<image>
-  python -m objrec.pipeline raw_data_dir=DIR                  the same without ingest: images as they are
-  python -m objrec.pipeline train_dir=DIR valid_dir=DIR test_dir=DIR      splits of your own: begins with training
-  python -m objrec.pipeline model_dir=DIR test_dir=DIR       a trained model: evaluates and deploys it
-  python -m objrec.pipeline train.max_epochs=20 force=train  settings; force=all runs every step again
+  python -m objrec.pipeline source=folder source.path=DIR    your own images, DIR/<class>/<image>
+  python -m objrec.pipeline raw_data_dir=DIR                  the same, skipping ingest
+  python -m objrec.pipeline train_dir=DIR valid_dir=DIR test_dir=DIR      your own splits: starts with training
+  python -m objrec.pipeline model_dir=DIR test_dir=DIR       a trained model: evaluate and deploy it
+  python -m objrec.pipeline train.max_epochs=20 force=train  settings; force=all runs every step
 
 groups:
 {groups}

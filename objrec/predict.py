@@ -27,11 +27,11 @@ Classify = Callable[[bytes], tuple[Ranked, str, bool]]
 EXAMPLES = """
   python predict.py cat.jpg
   python predict.py photos/ 'more/*.png' https://example.org/dog.jpg --csv > labels.csv
-  find . -name '*.jpg' | python predict.py -         names on stdin, or one image:  python predict.py - < cat.jpg
+  find . -name '*.jpg' | python predict.py -         file names on stdin, or one image:  python predict.py - < cat.jpg
   find . -name '*.jpg' -print0 | python predict.py -0
   python predict.py cat.jpg --endpoint http://127.0.0.1:8000
 
-Exit status: 0 all labelled, 1 some were not (said on stderr), 2 nothing could be done.
+Exit status: 0 if all images were labelled, 1 if some failed (see stderr), 2 for a usage error.
 """
 
 
@@ -49,21 +49,21 @@ class Prediction:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="predict.py",
-        description="What is on these images?",
+        description="Label images with a local model or an endpoint.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("images", nargs="*", metavar="IMAGE|FOLDER|GLOB|URL|-", help="what to label; - reads stdin")
-    p.add_argument("-0", "--null", action="store_true", help="names on stdin end with a zero byte: find -print0")
+    p.add_argument("images", nargs="*", metavar="IMAGE|FOLDER|GLOB|URL|-", help="images to label; - reads stdin")
+    p.add_argument("-0", "--null", action="store_true", help="file names on stdin end with a zero byte (find -print0)")
     p.add_argument("--image_url", "--image-url", action="append", default=[], metavar="URL", help="the same as URL")
-    p.add_argument("--model", type=Path, metavar="DIR", help="a model folder; otherwise the model in production")
-    p.add_argument("--endpoint", metavar="URL", help="ask this endpoint instead of a model here")
-    p.add_argument("--key", default=os.environ.get("OBJREC_KEY"), help="the endpoint's key, or set OBJREC_KEY")
-    p.add_argument("--registry", type=Path, metavar="DIR", help="the registry that says what is in production")
-    p.add_argument("--top-k", "--top_k", type=int, metavar="K", help="labels for each image")
-    p.add_argument("--unknown", action="store_true", help="no label for images of none of the classes")
-    p.add_argument("--json", action="store_true", help="a JSON object a line")
-    p.add_argument("--csv", action="store_true", help="a row an image")
+    p.add_argument("--model", type=Path, metavar="DIR", help="a model folder; default: the production model")
+    p.add_argument("--endpoint", metavar="URL", help="use this endpoint instead of a local model")
+    p.add_argument("--key", default=os.environ.get("OBJREC_KEY"), help="the endpoint's API key, or set OBJREC_KEY")
+    p.add_argument("--registry", type=Path, metavar="DIR", help="the registry of the production model")
+    p.add_argument("--top-k", "--top_k", type=int, metavar="K", help="number of labels per image")
+    p.add_argument("--unknown", action="store_true", help="reject images of none of the classes")
+    p.add_argument("--json", action="store_true", help="one JSON object per line")
+    p.add_argument("--csv", action="store_true", help="one row per image")
     return p
 
 
@@ -96,11 +96,11 @@ def _main(options: argparse.Namespace) -> int:
     if options.top_k is not None and options.top_k < 1:
         raise UserError(f"--top-k {options.top_k}: should be at least 1")
     if options.json and options.csv:
-        raise UserError("--json and --csv contradict each other: choose one")
+        raise UserError("--json and --csv cannot be combined: choose one")
     if options.model is not None and options.endpoint is not None:
-        raise UserError("--model and --endpoint contradict each other: choose one")
+        raise UserError("--model and --endpoint cannot be combined: choose one")
     if sys.stdout is None:
-        raise UserError("standard output is closed: there is nowhere to write labels to")
+        raise UserError("standard output is closed: labels cannot be written")
     classify, workers = _remote(options) if options.endpoint else _local(options)
     with _writing():
         show = _shower(options, sys.stdout)
@@ -285,7 +285,7 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Predicti
 
 
 def _progress() -> Any:
-    """Return a context whose value is told (done, failed); it shows a line where results do not go to the terminal."""
+    """Return a context whose value takes (done, failed); it shows a line where results do not go to the terminal."""
     if not sys.stderr.isatty() or sys.stdout.isatty():
         return contextlib.nullcontext(lambda done, failed: None)
     return _Line()

@@ -16,14 +16,14 @@ from objrec.models.card import ModelCard
 
 HELP = """python -m objrec.registry ACTION [VERSION] [overrides]
 
-  list                every model, newest last, with its accuracy and alias
-  show VERSION        all that is known of one, and its history
-  promote VERSION     put it in production, whatever its accuracy; a running service follows without a gap
+  list                list all models, newest last, with accuracy and alias
+  show VERSION        show one model and its history
+  promote VERSION     put it in production, regardless of accuracy; a running service switches without downtime
   rollback            put the previous model back in production
   verify              check every file against its hash
-  gc                  remove all but the newest models (deploy.keep) and those in use
+  gc                  remove models, except the newest (deploy.keep) and those in use
 
-  VERSION is production, previous, or the beginning of a version.      registry_dir=DIR names another registry.
+  VERSION is production, previous, or the first digits of a version.   registry_dir=DIR uses another registry.
 """
 
 
@@ -103,7 +103,7 @@ def _promote(registry: FolderRegistry, config: Config, version: str) -> int:
 def _rollback(registry: FolderRegistry, config: Config, _: str) -> int:
     previous = registry.aliases().get("previous")
     if previous is None:
-        raise UserError(f"there is no previous model in {registry.root} to go back to")
+        raise UserError(f"no previous model in {registry.root} to roll back to")
     return _move(registry, previous, "rolled_back")
 
 
@@ -118,12 +118,12 @@ def _move(registry: FolderRegistry, record: Record, event: str) -> int:
 
 def _verify(registry: FolderRegistry, config: Config, _: str) -> int:
     faults, hashes = registry.verify(), registry.hashes()
-    older = "sound; registered by an older version, which kept no hash of model.json: deploy it again to have one"
+    older = "OK; registered by an older version without a hash of model.json: deploy it again to add one"
     for sha256, fault in faults.items():
-        print(f"{sha256[:12]}  {fault or ('sound' if sha256 in hashes else older)}")
+        print(f"{sha256[:12]}  {fault or ('OK' if sha256 in hashes else older)}")
     edited = registry.edited_lines()
     for number in edited:
-        print(f"registry.jsonl  line {number} is not as it was written, and does not count: restore it from a copy")
+        print(f"registry.jsonl  line {number} was modified and is ignored: restore it from a copy")
     return 1 if edited or any(faults.values()) else 0
 
 

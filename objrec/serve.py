@@ -13,16 +13,16 @@ from objrec.config.schema import Config
 
 HELP = """python -m objrec.serve [overrides]
 
-Serves the model in production at POST /score, with a page to try it at /.
+Serve the production model at POST /score, with a page to try it at /.
 
-  serve.action=run       in the foreground (the default); action=... is short for it
-  action=start           in the background, if it does not run already; prints its URL
-  action=status          says whether it runs, where, and which model it serves
-  action=stop            ends it; requests in flight are answered first
-  model_dir=DIR          serves a model folder instead of the registry's production model (in the foreground)
+  serve.action=run       in the foreground (default); action=... is short for it
+  action=start           in the background, unless it already runs; prints the URL
+  action=status          print whether it runs, its URL and the model
+  action=stop            stop it after answering the requests in flight
+  model_dir=DIR          serve a model folder instead of the production model (foreground only)
 
-  serve.port=8000        0 takes a free port            serve.host=0.0.0.0  lets other machines in
-  serve.key_file=FILE    keys, one a line, of which clients must send one; or OBJREC_SERVE_KEY in the environment
+  serve.port=8000        0 picks a free port            serve.host=0.0.0.0  accept other machines
+  serve.key_file=FILE    API keys, one per line; clients must send one. Or set OBJREC_SERVE_KEY
   serve.runtime=auto     onnxruntime, openvino, torch   registry_dir=DIR    another registry
 """
 
@@ -55,7 +55,7 @@ def _start(config: Config, registry_dir: Path) -> int:
     from objrec.serving.settings import ServiceSettings
 
     if config.model_dir is not None:
-        raise UserError("action=start serves what is in production; model_dir=DIR is for the foreground")
+        raise UserError("action=start serves the production model; model_dir=DIR works in the foreground only")
     if FolderRegistry(registry_dir).production() is None:
         raise UserError(f"no model in {registry_dir} is in production: run python -m objrec.pipeline first")
     print(service.ensure_started(ServiceSettings.of(config, registry_dir=str(registry_dir))).url)

@@ -12,23 +12,23 @@ from objrec.config.compose import expand_sources
 from objrec.config.errors import UserError
 from objrec.config.load import check_command_line, check_flags, config_dir, register_resolvers, validate
 
-HELP = """Fine-tune a backbone on labelled images; builds the data set first (cached) when none is given.
+HELP = """Fine-tune a backbone on labelled images. Without a data set, builds one first (cached).
 
 usage: python -m objrec.train [key=value ...] [-m] [--cfg job] [--config-dir DIR]
 
 examples:
-  python -m objrec.train                                     the embedded sample
+  python -m objrec.train                                     the built-in sample
   python -m objrec.train train_dir=DIR valid_dir=DIR         folders of <class>/<image>
   python -m objrec.train --cfg job                           every setting and its value
-  python -m objrec.train --hydra-help                        what else Hydra can do
+  python -m objrec.train --hydra-help                        Hydra's own options
 
-sweeps, each with a table, an image and the best trial's command at its end (docs/sweeps.md):
+sweeps: each ends with a table, a plot and the command of the best trial (docs/sweeps.md):
   python -m objrec.train -m train.learning_rate=0.01,0.05 optimizer=sgd,adamw     every combination
-  python -m objrec.train -m sweep=optuna sweep.max_trials=50                      a search that learns
+  python -m objrec.train -m sweep=optuna sweep.max_trials=50                      learns from earlier trials
   python -m objrec.train -m sweep=random 'train.learning_rate=tag(log, interval(0.001, 0.1))'
-  python -m objrec.train -m ... run_dir=DIR                                       carries on what was interrupted
-  python -m objrec.train -m ... sweep.max_concurrent_trials=4                     trials at once
-  python -m objrec.train -m ... hydra/launcher=joblib                             or submitit_slurm, or ray
+  python -m objrec.train -m ... run_dir=DIR                                       resumes an interrupted sweep
+  python -m objrec.train -m ... sweep.max_concurrent_trials=4                     trials in parallel
+  python -m objrec.train -m ... hydra/launcher=joblib                             or submitit_slurm, ray
 
 groups:
 {groups}"""
@@ -63,7 +63,7 @@ def prepare(arguments: Sequence[str]) -> None:
     config = check_command_line(arguments)
     if config.model_dir is not None:
         raise UserError(
-            "model_dir: run_dir=DIR says where objrec.train writes, DIR/model is the model; objrec.steps.train takes "
+            "model_dir: objrec.train writes to run_dir=DIR, the model to DIR/model; objrec.steps.train takes "
             "model_dir=DIR"
         )
     check_folders(config, inputs_of(load_steps(("ingest", "preprocess", "train")), config))

@@ -161,7 +161,7 @@ def read(image: ImageInput) -> bytes:
 
 
 def _read_file(name: str, *, pipe: bool) -> bytes:
-    # to open a pipe that nobody writes to would wait for ever
+    # to open a pipe that nobody writes to would block
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)

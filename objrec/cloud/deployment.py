@@ -143,7 +143,7 @@ def smoke_images(record: Record, inputs: Mapping[str, Path], config: Config) -> 
         if len(images) == config.azure.endpoint.smoke_images:
             break
     if not images:
-        raise UserError(f"{inputs['test_dir']} has no readable image to try the endpoint with")
+        raise UserError(f"{inputs['test_dir']} has no readable image to test the endpoint with")
     assert record.accuracy is not None
     if chance_of_at_most(right, len(images), record.accuracy) < CHANCE:
         raise UserError(

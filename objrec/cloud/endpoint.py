@@ -213,7 +213,7 @@ def check_traffic(traffic: Mapping[str, int], deployments: set[str]) -> list[str
     """Return what is wrong with a traffic map; the service takes it as a whole and the SDK sends anything."""
     problems = [f"traffic would go to '{n}', which is no deployment" for n in sorted(set(traffic) - deployments)]
     if any(share < 0 for share in traffic.values()):
-        problems.append(f"a share below 0: {dict(traffic)}")
+        problems.append(f"negative share: {dict(traffic)}")
     if sum(traffic.values()) not in (0, 100):
         problems.append(f"the shares sum to {sum(traffic.values())}, not to 100: {dict(traffic)}")
     return problems

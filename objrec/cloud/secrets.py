@@ -42,7 +42,7 @@ def _read(variable: str, place: str) -> str:
     try:
         from azure.keyvault.secrets import SecretClient
     except ImportError:
-        raise UserError(f"{variable} lies in a key vault, and reading one needs: pip install 'objrec[azure]'") from None
+        raise UserError(f"{variable} is in a key vault; reading it needs: pip install 'objrec[azure]'") from None
     from objrec.cloud.workspace import credential, explained, quiet
 
     quiet()

@@ -19,7 +19,7 @@ def in_a_job() -> bool:
 def show(outputs: Mapping[str, Path]) -> None:
     """Log a step's results to the run of the job: numbers as metrics, the report and the curves as artifacts.
 
-    A tracking server in trouble costs the images in the studio and not the result: it is told, and the step goes on.
+    A tracking server in trouble costs the images in the studio and not the result: a warning is printed.
     """
     if not in_a_job() or int(os.environ.get("RANK", "0")) != 0:
         return
@@ -39,7 +39,7 @@ def show(outputs: Mapping[str, Path]) -> None:
                 if (model / file).is_file():
                     client.log_artifact(run, str(model / file), "training" if "/" in file else None)
     except Exception as error:
-        print(f"warning: nothing is shown in the studio: {error}", file=sys.stderr)
+        print(f"warning: the studio shows no metrics: {error}", file=sys.stderr)
 
 
 def _metrics(outputs: Mapping[str, Path]) -> dict[str, float]:

@@ -51,7 +51,7 @@ def read_workspace(config: str) -> Workspace:
     path = next((p for p in places if p.is_file()), None)
     cure = f"The portal offers it (workspace, Overview, Download config.json), or write it: {EXAMPLE}"
     if path is None:
-        raise UserError(f"azure.config={config}: there is no such file, and it says which workspace to use. {cure}")
+        raise UserError(f"azure.config={config}: there is no such file; it names the workspace to use. {cure}")
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -60,7 +60,7 @@ def read_workspace(config: str) -> Workspace:
         raise UserError(f"{path} is not a JSON object. {cure}")
     missing = [k for k in KEYS if not isinstance(data.get(k), str) or not data[k].strip() or "<" in data[k]]
     if missing:
-        raise UserError(f"{path} does not say {', '.join(missing)}. {cure}")
+        raise UserError(f"{path} has no {', '.join(missing)}. {cure}")
     return Workspace(*(data[k].strip() for k in KEYS))
 
 

@@ -1,4 +1,4 @@
-"""The frame that every command shares: quick ``--help``, and mistakes told in a line with a non-zero exit."""
+"""The frame that every command shares: quick ``--help``, one-line errors with a non-zero exit."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def unknown_flag(argument: str) -> UserError:
     name = argument.partition("=")[0]
     if name.startswith("--config-") or name[:3] in ("-cn", "-cp"):
         return UserError(
-            f"{name}: every command composes the same config.yaml, so that what is run is what is stored; put what "
-            "differs into DIR/experiment/NAME.yaml and say --config-dir DIR experiment=NAME"
+            f"{name}: not supported, every command composes the same config.yaml; put your "
+            "changes into DIR/experiment/NAME.yaml and pass --config-dir DIR experiment=NAME"
         )
-    return UserError(f"unknown flag {name}: settings are given as key=value, see --help")
+    return UserError(f"unknown flag {name}: pass settings as key=value, see --help")
 
 
 def group_lines() -> str:

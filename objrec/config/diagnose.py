@@ -29,7 +29,7 @@ def diagnose(overrides: Sequence[str], cause: Exception) -> list[str]:
     values: list[tuple[str, Any]] = []
     for text, parsed in parse_overrides(overrides):
         if isinstance(parsed, Exception):
-            problems.append(f"{text}: cannot be read as key=value; quote what is unusual, as in 'key=\"a b\"'")
+            problems.append(f"{text}: is not valid key=value syntax; quote special characters, as in 'key=\"a b\"'")
             continue
         key = parsed.key_or_group
         options = _group_options(key, overrides)
@@ -41,7 +41,7 @@ def diagnose(overrides: Sequence[str], cause: Exception) -> list[str]:
             c for c in (chosen if isinstance(chosen, list) else [chosen]) if c is not None and str(c) not in options
         ]
         if parsed.is_sweep_override():
-            problems.append(f"{text}: several values need -m (--multirun)")
+            problems.append(f"{text}: multiple values need -m (--multirun)")
         elif wrong:
             problems.append(f"{text}: no such {key}.{did_you_mean(str(wrong[0]), options, what=f'{key} is one of')}")
         else:
@@ -54,7 +54,7 @@ def diagnose(overrides: Sequence[str], cause: Exception) -> list[str]:
     for text, parsed in values:
         key = parsed.key_or_group
         if parsed.is_sweep_override():
-            problems.append(f"{text}: several values need -m (--multirun)")
+            problems.append(f"{text}: multiple values need -m (--multirun)")
         elif key in legal or key.startswith("hydra.") or (key.split(".")[0] in OPEN_NODES and text.startswith("+")):
             good.append(text)
         else:

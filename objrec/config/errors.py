@@ -1,4 +1,4 @@
-"""Mistakes of users, told in a line each with the cure."""
+"""Errors of users, one line each, with the cure."""
 
 from __future__ import annotations
 

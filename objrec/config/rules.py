@@ -87,9 +87,9 @@ def _scheduler(config: Config) -> Iterator[str]:
     node = config.scheduler
     if str(node.get("_target_")).endswith("ReduceLROnPlateau"):
         if node.get("monitor") is None:
-            yield "scheduler.monitor: a plateau of which metric? As in scheduler.monitor=val/loss"
+            yield "scheduler.monitor: has no value; set the metric, as in scheduler.monitor=val/loss"
         if node.get("interval") != "epoch":
-            yield f"scheduler.interval={node.get('interval')}: a plateau is looked for after epochs: epoch"
+            yield f"scheduler.interval={node.get('interval')}: should be epoch with scheduler=plateau"
     elif node.get("interval") not in ("epoch", "step"):
         yield f"scheduler.interval={node.get('interval')}: should be epoch or step"
 
@@ -105,7 +105,7 @@ def _monitors(config: Config) -> Iterator[str]:
         elif (problem := mode_problem(node, key)) is not None:
             yield problem
         if node.get("save_top_k") == 0:
-            yield f"{key}.save_top_k=0: no epoch would be kept to export: 1, or -1 for all"
+            yield f"{key}.save_top_k=0: should be 1, or -1 for all: 0 keeps no epoch to export"
 
 
 def _numbers(key: str, node: Mapping[str, Any]) -> Iterator[str]:

@@ -54,9 +54,9 @@ class Classes(Section):
         if len(names) < 2:
             raise ValueError(f"needs at least two class names, got {len(names)}: classes.names=[cat,dog]")
         if repeated := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"has a class name twice: {', '.join(repeated)}")
+            raise ValueError(f"repeats a class name: {', '.join(repeated)}")
         if bad := [n for n in names if not n.strip() or n.strip(".") == "" or set(n) & set('/\\\0:*?"<>|')]:
-            raise ValueError(f"has a name that cannot be a folder: {', '.join(map(repr, bad))}")
+            raise ValueError(f"has a name that is not valid for a folder: {', '.join(map(repr, bad))}")
         return names
 
 
@@ -113,9 +113,9 @@ class Ingest(Section):
     @classmethod
     def _is_address(cls, contact: str | None) -> str | None:
         if contact is not None and not ("@" in contact or contact.startswith(("http://", "https://"))):
-            raise ValueError(f"'{contact}' should be an e-mail address or a URL of yours, as in me@example.org")
+            raise ValueError(f"'{contact}' should be your e-mail address or URL, as in me@example.org")
         if contact is not None and not contact.isprintable():
-            raise ValueError("should hold no control characters")
+            raise ValueError("should not contain control characters")
         return contact
 
     @field_validator("exclude")
@@ -164,7 +164,7 @@ class Backbone(Section):
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained=true and weights=PATH contradict each other: choose one")
+            raise ValueError("pretrained=true and weights=PATH cannot be combined: choose one")
         return self
 
 
@@ -187,7 +187,7 @@ class Augmentation(Section):
     @classmethod
     def _rises(cls, bounds: list[float] | None) -> list[float] | None:
         if bounds is not None and bounds[0] > bounds[1]:
-            raise ValueError(f"goes from the least to the largest, got {bounds}")
+            raise ValueError(f"should go from the smallest to the largest, got {bounds}")
         return bounds
 
     @model_validator(mode="after")
@@ -398,13 +398,13 @@ class Azure(Section):
     @classmethod
     def _are_names(cls, secrets: list[str]) -> list[str]:
         if any(not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*:[A-Za-z0-9-]{1,127}", s) for s in secrets):
-            raise ValueError("takes VARIABLE:NAME, where NAME is of a secret in the vault, and never a secret itself")
+            raise ValueError("takes VARIABLE:NAME with the name of a secret in the vault, never the secret itself")
         return secrets
 
     @model_validator(mode="after")
     def _secrets_have_a_vault(self) -> Self:
         if self.secrets and self.vault_url is None:
-            raise ValueError("secrets need azure.vault_url=https://NAME.vault.azure.net, where they lie")
+            raise ValueError("secrets need azure.vault_url=https://NAME.vault.azure.net, the vault that holds them")
         return self
 
 
@@ -488,7 +488,7 @@ class Config(Section):
                 if key not in reads and (value := getattr(self.source, key)) is not None:
                     yield f"source.{key}={value}: source={name} does not read it{cure}"
         if self.ingest.num_images is None and not targets <= FINITE and targets <= SOURCES.keys():
-            yield "ingest.num_images: null means all, and the source has no end: ingest.num_images=100"
+            yield "ingest.num_images: null takes all images, but this source is unlimited: set ingest.num_images=100"
         for key in ("num_ops", "magnitude"):
             if self.augmentation.name != "rand" and getattr(self.augmentation, key) is not None:
                 yield f"augmentation.{key}: only augmentation=rand reads it"
@@ -500,12 +500,12 @@ class Config(Section):
         if "FolderSource" in self.source.targets and self.source.path is None:
             problems.append("source.path: source=folder needs a folder, zip or tar: source.path=PATH")
         if self.source.members == {}:
-            problems.append("source=several is what a list stands for: source=[openverse,commons]")
+            problems.append("give a list instead of source=several: source=[openverse,commons]")
         if "UrlsSource" in self.source.targets and self.source.path is None:
             problems.append("source.path: source=urls needs a list (.csv, .tsv, .jsonl, .parquet): source.path=LIST")
         if "CommonsSource" in self.source.targets and self.ingest.contact is None:
             problems.append(
-                "ingest.contact: source=commons needs an address or a URL of yours, which Wikimedia requires in the "
+                "ingest.contact: source=commons needs your e-mail address or URL, which Wikimedia requires in the "
                 "User-Agent: ingest.contact=me@example.org"
             )
         if problems:

@@ -77,9 +77,9 @@ def _dimension(parsed: Any) -> Dimension:
     low, high = value.start, value.end
     log = "log" in value.tags
     if not low < high:
-        raise UserError("an interval runs from its smaller end to its larger one")
+        raise UserError("an interval should go from the smaller to the larger end")
     if log and low <= 0:
-        raise UserError("a logarithmic interval begins above 0")
+        raise UserError("a logarithmic interval should start above 0")
     return Interval(float(low), float(high), log=log, whole=isinstance(low, int) and isinstance(high, int))
 
 

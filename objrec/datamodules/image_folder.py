@@ -76,7 +76,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         whole = list_classes(train_dir, cache_dir)
         self.class_names = whole.classes
         if len(self.class_names) < 2:
-            raise UserError(f"{train_dir} has images of one class only ({self.class_names[0]}): two are needed")
+            raise UserError(f"{train_dir} has only one class ({self.class_names[0]}); at least two are needed")
         self._whole = whole
         self.listings: dict[str, Listing] = {"train": whole}
         for name, folder in (("valid", valid_dir), ("test", test_dir)):
@@ -91,7 +91,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         crops = augmentation.name != "none" and augmentation.scale is not None and augmentation.ratio is not None
         self._crop = RandomResizedCrop(augmentation.scale, augmentation.ratio) if crops else None  # type: ignore[arg-type]
         self._data: dict[str, ImageBatches] = {}
-        self._position = {"epoch": 0, "batch": 0}  # where training begins: not at 0 when it is resumed
+        self._position = {"epoch": 0, "batch": 0}  # where training begins, other than 0 when it resumes
 
     @property
     def fingerprint(self) -> str:
@@ -279,7 +279,7 @@ def _numbered_as(listing: Listing, class_names: list[str]) -> Listing:
     for name in listing.classes:
         if name not in class_names:
             raise UserError(
-                f"{listing.root} has a class '{name}' that training has not.{did_you_mean(name, class_names)}"
+                f"{listing.root} has a class '{name}' that the training data has not.{did_you_mean(name, class_names)}"
             )
     index = np.array([class_names.index(name) for name in listing.classes])
     return replace(listing, classes=list(class_names), targets=index[listing.targets])

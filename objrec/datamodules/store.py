@@ -86,7 +86,7 @@ def open_store(root: Path, key: str, *, count: int, size: int, decode: Decode, l
 
     Args:
         decode: decodes the images of a range.
-        limit: bytes that all stores under ``root`` may take; those not used for longest make room.
+        limit: bytes that all stores under ``root`` may take; the least recently used are deleted.
 
     Raises:
         UserError: the disk is full, or an image cannot be decoded.

@@ -1,10 +1,8 @@
-"""The images of a report: which ones, and how they are put into one file."""
+"""The images of a report: which ones, and how they are put into the page."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,31 +14,58 @@ from objrec.evaluation.heatmaps import Explainer
 from objrec.evaluation.metrics import Predictions
 from objrec.inference.run_folder import Pixels
 from objrec.models.card import ModelCard
+from objrec.reports.html import THUMBNAIL, data_uri
 
-MAX_SIDE: Final = 112  # pixels: what a card shows on a sharp screen at its width
 MAP_SIDE: Final = 28
 HOT: Final = ((0.0, (60, 0, 90)), (0.5, (230, 60, 50)), (1.0, (255, 235, 120)))  # value -> colour
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model says about an image; ``confidence`` is a probability in [0, 1]."""
+
+    label: str
+    confidence: float
+    correct: bool
+
+
+@dataclass(frozen=True)
 class Card:
-    """Aan image to show: its index, what is said of it, and data URIs of it and of the heat map over it."""
+    """An image to show: data URIs of it and of its heat map ("" without one), its label, each model's answer."""
 
-    index: int
-    caption: str
-    note: str
+    path: str
     image: str
-    heat: str | None = None
+    heat: str
+    target: str
+    answers: Sequence[Answer]
 
 
-def surest_mistakes(p: Predictions, count: int) -> list[int]:
+def make_cards(
+    indices: Sequence[int], models: Sequence[Predictions], images: Mapping[int, str], heats: Mapping[int, str]
+) -> list[Card]:
+    """Return cards of the images at ``indices`` that have data URIs in ``images``."""
+    outcome = models[0].outcome
+    return [
+        Card(
+            outcome.paths[i],
+            images[i],
+            heats.get(i, ""),
+            outcome.classes[outcome.targets[i]],
+            [Answer(p.outcome.classes[p.preds[i]], float(p.confidence[i]), bool(p.correct[i])) for p in models],
+        )
+        for i in indices
+        if i in images
+    ]
+
+
+def confident_errors(p: Predictions, count: int) -> list[int]:
     """Return indices of wrong predictions, the most probable first."""
     wrong = np.flatnonzero(p.outcome.readable & ~p.correct)
     return [int(i) for i in sorted(wrong, key=lambda i: (-p.confidence[i], i))[:count]]
 
 
-def least_certain_rights(p: Predictions, count: int) -> list[int]:
-    """Return indices of right predictions, the least probable first."""
+def uncertain_correct(p: Predictions, count: int) -> list[int]:
+    """Return indices of correct predictions, the least probable first."""
     right = np.flatnonzero(p.correct)
     return [int(i) for i in sorted(right, key=lambda i: (p.confidence[i], i))[:count]]
 
@@ -58,18 +83,16 @@ def load_pixels(p: Predictions, card: ModelCard, indices: Sequence[int], *, max_
 def heat_maps(
     explainer: Explainer, p: Predictions, pixels: dict[int, Pixels], indices: Sequence[int]
 ) -> dict[int, str]:
-    """Return data URIs of what spoke for the predicted class, by index."""
-    if not indices:
-        return {}
+    """Return data URIs of what supports the predicted class, by index."""
     maps = explainer.explain(np.stack([pixels[i] for i in indices]), p.preds[list(indices)])
     return {i: _heat_uri(m) for i, m in zip(indices, maps, strict=True)}
 
 
 def image_uri(pixels: Pixels) -> str:
-    """Return a JPEG data URI, at most ``MAX_SIDE`` pixels a side."""
+    """Return a JPEG data URI, at most ``THUMBNAIL`` pixels a side."""
     image = Image.fromarray(pixels)
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    return _uri(image, "JPEG", quality=85)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return data_uri(image, "JPEG", quality=85)
 
 
 def _heat_uri(values: npt.NDArray[np.float32]) -> str:
@@ -80,10 +103,4 @@ def _heat_uri(values: npt.NDArray[np.float32]) -> str:
     stops = [at for at, _ in HOT]
     channels = [np.interp(share, stops, [colour[c] for _, colour in HOT]) for c in range(3)]
     rgba = np.stack([*channels, 200 * share], axis=-1).round().astype(np.uint8)
-    return _uri(Image.fromarray(rgba).quantize(48), "PNG", optimize=True)
-
-
-def _uri(image: Image.Image, kind: str, **options: object) -> str:
-    data = io.BytesIO()
-    image.save(data, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+    return data_uri(Image.fromarray(rgba).quantize(48), "PNG", optimize=True)

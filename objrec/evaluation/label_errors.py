@@ -1,4 +1,4 @@
-"""Images that seem to lie in the wrong folder."""
+"""Images that seem to be in the wrong folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METHOD: Final = (
 def suspects(p: Predictions) -> list[dict[str, Any]]:
     """Return images whose label is doubtful, the most doubtful first: path, target, suggested, margin.
 
-    Aan image labelled i counts as j where p(j) >= t(j), the mean probability of j over the images labelled j, and j
+    An image labelled i counts as j where p(j) >= t(j), the mean probability of j over the images labelled j, and j
     is the most probable of such classes; it is suspected where j is not i. ``margin`` is p(j) - p(i). The model must
     not have been trained on these images.
 

@@ -42,7 +42,7 @@ def facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
 def rows_of(outcome: ModelOutputs, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the manifest row of each test image, empty where there is none.
 
-    Aan image is found by the sha256 of its file, or by its name, which begins with that of the original.
+    An image is found by the sha256 of its file, or by its name, which begins with that of the original.
     """
     stems = [Path(path).stem for path in outcome.paths]
     by_hash = {str(row["sha256"]): row for row in rows if row.get("sha256") and row.get("status") == "kept"}

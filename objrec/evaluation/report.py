@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import csv
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
-from string import Template
 from typing import Any, Final
 
-from objrec.evaluation import label_errors, sections
+import numpy as np
+
+from objrec.evaluation import label_errors
 from objrec.evaluation.compare import differing
 from objrec.evaluation.confusion_chart import draw_confusion_matrix
 from objrec.evaluation.evaluate import Evaluation
 from objrec.evaluation.files import prediction_rows, write_csv
 from objrec.evaluation.galleries import (
-    Card,
+    confident_errors,
     heat_maps,
     image_uri,
-    least_certain_rights,
     load_pixels,
-    surest_mistakes,
+    make_cards,
+    uncertain_correct,
 )
 from objrec.evaluation.heatmaps import Explainer
-from objrec.evaluation.metrics import Predictions, confusion_matrix
+from objrec.evaluation.metrics import confusion_matrix, wilson
 from objrec.images.image_folder import list_classes
+from objrec.reports.charts import Chart, Series, confusion_svg, histogram, line_chart, reliability_diagram
+from objrec.reports.html import write_page
 from objrec.system.files import write_json
 
-MISTAKES: Final = 24
+TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
+ERRORS: Final = 24
 UNCERTAIN: Final = 12
 SUSPECTS: Final = 18
 DIFFERING: Final = 24
+MAX_CONFUSIONS: Final = 12
+MAX_ROWS: Final = 30
 DOUBT: Final = 0.15  # share of errors above which the labels are the lesser suspects
+BESIDE: Final = 20  # classes: a larger matrix takes the whole width
 LIBRARIES: Final = ("objrec", "onnxruntime", "numpy", "pillow")
 
 
@@ -48,9 +53,9 @@ def write_report(
     train_dir: Path | None,
     max_pixels: int,
 ) -> None:
-    """Write ``report.html``, ``metrics.json``, the CSV files and ``confusion_matrix.png``; none tells the time.
+    """Write ``report.html``, ``metrics.json``, the CSV files and ``confusion_matrix.png``; none holds the time.
 
-    ``explainer`` is asked for only if there is an image to explain.
+    ``explainer`` is called only if there is an image to explain.
     """
     p = study.predictions
     rows = prediction_rows(p)
@@ -62,102 +67,121 @@ def write_report(
     write_csv(report_dir / "predictions.csv", rows)
     write_csv(report_dir / "unknown.csv", study.unknown_scores)
     draw_confusion_matrix(confusion_matrix(p), study.card.class_names).save(report_dir / "confusion_matrix.png")
-    page = _page(study, explainer, model_dir=model_dir, train_dir=train_dir, max_pixels=max_pixels)
-    (report_dir / "report.html").write_text(page, encoding="utf-8")
+    write_page(
+        report_dir / "report.html",
+        TEMPLATE,
+        m=study.metrics,
+        card=study.card,
+        max_rows=MAX_ROWS,
+        doubt=DOUBT,
+        top_k=[(f"top-{k} accuracy", f"{v:.1%}") for k, v in list(study.metrics["top_k"].items())[-1:]],
+        **_galleries(study, explainer, max_pixels),
+        **_classes(study),
+        reliability=reliability_diagram(study.metrics["reliability"]),
+        curves=_training_curves(_history(model_dir / "training" / "metrics.csv")),
+        score_histogram=_score_histogram(study),
+        robustness=_robustness(study),
+        train_counts=_counts(train_dir),
+        config=_config(model_dir),
+        environment=_environment(study),
+    )
 
 
-def _page(
-    study: Evaluation, explainer: Callable[[], Explainer], *, model_dir: Path, train_dir: Path | None, max_pixels: int
-) -> str:
-    p, m = study.predictions, study.metrics
-    mistakes, rights = surest_mistakes(p, MISTAKES), least_certain_rights(p, UNCERTAIN)
-    suspects = study.suspects[:SUSPECTS]
+def _galleries(study: Evaluation, explainer: Callable[[], Explainer], max_pixels: int) -> dict[str, Any]:
+    p, suspects = study.predictions, study.suspects[:SUSPECTS]
+    errors, correct = confident_errors(p, ERRORS), uncertain_correct(p, UNCERTAIN)
+    models = [p, study.other] if study.other is not None else [p]
     differ = differing(p, study.other)[:DIFFERING] if study.other is not None else []
-    shown = [*mistakes, *rights, *(s["index"] for s in suspects), *differ]
+    shown = [*errors, *correct, *(s["index"] for s in suspects), *differ]
     pixels = load_pixels(p, study.card, shown, max_pixels=max_pixels)
     images = {i: image_uri(image) for i, image in pixels.items()}
-    explained = list(dict.fromkeys([*mistakes, *rights]))
     method, heats = "", {}
-    if explained:
+    if explained := list(dict.fromkeys([*errors, *correct])):
         how = explainer()
         method, heats = how.method, heat_maps(how, p, pixels, explained[: how.images])
-    doubts = [
-        Card(
-            s["index"],
-            f"in <b>{escape(s['target'])}</b>, rather {escape(s['suggested'])}?",
-            s["path"],
-            images[s["index"]],
-        )
-        for s in suspects
+    cards = make_cards([s["index"] for s in suspects], [p], images, {})
+    return {
+        "method": method,
+        "errors": make_cards(errors, [p], images, heats),
+        "correct": make_cards(correct, [p], images, heats),
+        "suspects": list(zip(cards, (s["suggested"] for s in suspects), strict=True)),
+        "suspect_count": len(study.suspects),
+        "suspect_method": label_errors.METHOD,
+        "differing": make_cards(differ, models, images, {}),
+        "credits": [
+            (p.outcome.paths[i], row)
+            for i in sorted(images)
+            if (row := study.manifest[i]).get("creator") or row.get("license")
+        ],
+    }
+
+
+def _classes(study: Evaluation) -> dict[str, Any]:
+    """The confusion matrix, the most frequent confusions, and recall with its interval, the worst first."""
+    classes = study.card.class_names
+    matrix = np.array(study.metrics["confusion_matrix"]["counts"])
+    wrong = [
+        (int(matrix[y, x]), y, x) for y in range(len(classes)) for x in range(len(classes)) if x != y and matrix[y, x]
     ]
-    looked = f"What spoke for the predicted class is bright ({escape(method)})."
-    body = [
-        sections.headline(study),
-        "",  # the list of sections, when they are known
-        sections.problems(study),
-        sections.comparison(study, [_difference(study, i, images) for i in differ if i in images]),
-        sections.confusions(study),
-        sections.per_class_bars(study),
-        sections.gallery(
-            "mistakes", "Surest mistakes", looked, [_verdict(p, i, images, heats) for i in mistakes], toggle=True
-        ),
-        sections.gallery(
-            "uncertain",
-            "Right, but least certain",
-            looked,
-            [_verdict(p, i, images, heats) for i in rights],
-            toggle=True,
-        ),
-        sections.gallery(
-            "labels",
-            "Suspected label errors",
-            _about_suspects(study),
-            doubts,
-        ),
-        sections.calibration(study),
-        sections.training_curves(_history(model_dir / "training" / "metrics.csv")),
-        sections.unknowns(study),
-        sections.slices(study),
-        sections.robustness(study),
-        sections.near_duplicates(study),
-        sections.data_facts(study, _counts(train_dir)),
-        _credits(study, list(images)),
-        sections.reproduction(study, _config(model_dir), _environment(study)),
-    ]
-    found = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', "".join(body))
-    body[1] = "<nav>" + "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in found) + "</nav>"
-    template = Template(resources.files("objrec.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
-    title = f"{m['accuracy']:.1%} · {study.card.backbone.get('name', 'model')} · test report"
-    return template.substitute(title=escape(title), body="\n".join(part for part in body if part))
+    wrong.sort(key=lambda row: (-row[0], row[1], row[2]))
+    tested = [r for r in study.metrics["per_class"] if r["support"]]
+    compared = study.metrics.get("compare", {}).get("recall", [])
+    return {
+        "matrix": confusion_svg(matrix, classes),
+        "beside": len(classes) <= BESIDE,
+        "confusions": [(classes[y], classes[x], n, n / matrix[y].sum()) for n, y, x in wrong[:MAX_CONFUSIONS]],
+        "recalls": [
+            (r, *wilson(r["correct"], r["support"])) for r in sorted(tested, key=lambda r: (r["recall"], r["class"]))
+        ],
+        "recall_changes": sorted((r["this"] - r["other"], r["class"], r) for r in compared),
+    }
 
 
-def _about_suspects(study: Evaluation) -> str:
-    count, share = len(study.suspects), 1 - study.metrics["accuracy"]
-    text = f"{count:,} in all, the surest first; predictions.csv names them. By {escape(label_errors.METHOD)}."
-    if share > DOUBT:
-        text += f" <b>The model is wrong on {share:.0%} of the images: most of these will be its own mistakes.</b>"
-    return text
+def _training_curves(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Chart]]:
+    """Charts of loss and accuracy over epochs, from ``training/metrics.csv``."""
+    charts = []
+    for quantity, label, percent in (("loss", "loss", False), ("acc", "accuracy", True)):
+        series = [
+            Series(name, points, style)
+            for part, name, style in (("train", "training", "quiet"), ("val", "validation", "main"))
+            if (points := [(r["epoch"] + 1, r[f"{part}/{quantity}"]) for r in rows if f"{part}/{quantity}" in r])
+        ]
+        if series:
+            chart = line_chart(series, label=f"{label} over epochs", x_label="epoch", percent=percent)
+            charts.append((label.capitalize(), chart))
+    return charts
 
 
-def _verdict(p: Predictions, i: int, images: Mapping[int, str], heats: Mapping[int, str]) -> Card:
-    names, outcome = p.outcome.classes, p.outcome
-    target, said = escape(names[outcome.targets[i]]), escape(names[p.preds[i]])
-    if p.correct[i]:
-        caption = f"<b>{said}</b> {p.confidence[i]:.0%}"
-    else:
-        caption = f"{target} → <b>{said}</b> {p.confidence[i]:.0%}"
-    return Card(i, caption, outcome.paths[i], images[i], heats.get(i))
+def _score_histogram(study: Evaluation) -> Chart | None:
+    """The scores of test images beside those of images that are none of the classes."""
+    found = study.metrics["unknown"]
+    if not found["against"]:
+        return None
+    known = np.array([s for s in study.columns["unknown_score"] if s != ""], dtype=np.float64)
+    groups = [("test images", "main", known)]
+    for kind, name, style in (("noise", "synthetic noise", "quiet"), ("outside", "other images", "third")):
+        scores = np.array([r["score"] for r in study.unknown_scores if r["kind"] == kind])
+        if len(scores):
+            groups.append((name, style, scores))
+    return histogram(groups, label="distribution of scores", threshold=found["threshold"])
 
 
-def _difference(study: Evaluation, i: int, images: Mapping[int, str]) -> Card:
-    assert study.other is not None
-    said = []
-    for name, p in (("this", study.predictions), ("other", study.other)):
-        answer = escape(p.outcome.classes[p.preds[i]])
-        said.append(
-            f"{name}: {'<b>' if p.correct[i] else ''}{answer}{'</b>' if p.correct[i] else ''} {p.confidence[i]:.0%}"
+def _robustness(study: Evaluation) -> tuple[Chart, list[Series]] | None:
+    """Accuracy under blur, noise, JPEG and brightness, strength 0 = unaltered."""
+    rows = study.metrics.get("robustness", [])
+    if not rows:
+        return None
+    kinds = dict.fromkeys(r["kind"] for r in rows)
+    series = [
+        Series(
+            kind,
+            [(0, study.metrics["accuracy"]), *((r["strength"], r["accuracy"]) for r in rows if r["kind"] == kind)],
+            style,
         )
-    return Card(i, "<br>".join(said), study.predictions.outcome.paths[i], images[i])
+        for kind, style in zip(kinds, ("main", "quiet", "third", "fourth"), strict=True)
+    ]
+    label = "accuracy under perturbations"
+    return line_chart(series, label=label, x_label="strength (0 = unaltered)", percent=True), series
 
 
 def _history(path: Path) -> list[dict[str, float]]:
@@ -187,25 +211,3 @@ def _environment(study: Evaluation) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {**found, "Python (evaluation)": ".".join(map(str, sys.version_info[:3]))}
-
-
-def _credits(study: Evaluation, shown: Sequence[int]) -> str:
-    """Name creators and licences of the images on the page, where the manifest knows them."""
-    rows: list[list[Any]] = []
-    for i in sorted(shown):
-        row = study.manifest[i]
-        if row.get("creator") or row.get("license"):
-            page = str(row.get("landing_page") or "")
-            path = escape(study.predictions.outcome.paths[i])
-            link = (
-                f'<a href="{escape(page)}" rel="noreferrer">{path}</a>'
-                if page.startswith(("https://", "http://"))
-                else path
-            )
-            rows.append(
-                [link, escape(str(row.get("creator") or "unknown")), escape(str(row.get("license") or "unknown"))]
-            )
-    if not rows:
-        return ""
-    body = sections.table(["image", "creator", "licence"], rows)
-    return sections.section("credits", "Credits", f"<details><summary>Images on this page</summary>{body}</details>")

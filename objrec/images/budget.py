@@ -121,7 +121,7 @@ class Budget:
         """Hold ``cost`` bytes.
 
         Args:
-            timeout: seconds to wait for them; None: for ever.
+            timeout: seconds to wait for them; None: no limit.
 
         Raises:
             OverBudget: there will never be so many.

@@ -63,7 +63,7 @@ class NotReduced(ImageError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Aan image as its file stores it.
+    """An image as its file stores it.
 
     Attributes:
         pixels: RGB of shape (H, W, 3).

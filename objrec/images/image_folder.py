@@ -160,7 +160,7 @@ def list_classes(folder: Path, cache_dir: Path | None = None) -> Listing:
         elif not rest and not name.startswith(".") and not junk:
             others.append((f"{name}/", "empty: no file in this class folder"))
     if not found:
-        raise UserError(f"{folder} has no images: it should hold a folder of images for each class, as in cat/1.jpg")
+        raise UserError(f"{folder} has no images: expected one folder per class, as in cat/1.jpg")
     classes = sorted(found)
     targets = np.repeat(np.arange(len(classes)), [len(found[name]) for name in classes])
     return _listing(folder, classes, [r for c in classes for r in sorted(found[c])], targets, others, began, cache_dir)
@@ -224,7 +224,7 @@ def _is_hidden(name: str) -> bool:
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: it should hold a folder of images for each class")
+        raise UserError(f"{folder} is not a folder: expected one folder of images per class")
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:

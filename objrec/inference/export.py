@@ -127,7 +127,7 @@ def export(
 
 
 def preprocessing(card: ModelCard) -> dict[str, Any]:
-    """Return all that a stranger needs to feed the model and to read its answer."""
+    """Return what is needed to prepare the model's input and to read its output."""
     return {
         "steps": [
             "decode the image, apply its EXIF orientation, convert to RGB (transparent parts over grey 128)",

@@ -148,7 +148,7 @@ def _check_fit(session: Session, card: ModelCard, model_dir: Path) -> None:
     """Answer for a black image: the model takes images of the card's size, and has an output for each class.
 
     It is warm then, as the first run allocates. OpenVINO's bindings look numpy up on first use, too, and two threads
-    that do so at once wait for each other for ever.
+    that do so at once deadlock.
     """
     import numpy as np
 

@@ -2,7 +2,7 @@
 
 A candidate may serve when it agrees with the original (ONNX Runtime, float32) on the smoke images and, in a lower
 precision, when what it loses on the test set was measured and stays within ``serve.max_accuracy_drop``. Of those the
-fastest is taken. The findings lie in ``registry_dir/tuned/<sha256>/``, beside the quantised model.
+fastest is taken. The results are in ``registry_dir/tuned/<sha256>/``, beside the quantised model.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class CandidateSelection:
 
 
 def file_of(class_name: str, image: ExaminedImage) -> str:
-    """Where a kept image lies below the data set's folder."""
+    """The path of a kept image in the data set's folder."""
     return f"{class_name}/{image.sha256[:16]}.{image.extension}"
 
 

@@ -7,7 +7,7 @@
       registry.jsonl      what happened, a line each, only ever appended to; ``check`` in a line covers the line
       aliases.json        the model in ``production`` and the ``previous`` one: one file, so both move in one rename
       .deploying          taken by a deployment from its decision to its end
-      .lock               taken by whoever changes anything; released by the kernel when its holder dies
+      .lock               held by a writer; released by the kernel when its holder dies
 
 Readers take no lock: models appear and aliases move by rename, and a torn last line of the log is ignored.
 """
@@ -327,7 +327,7 @@ def claim_registry(root: Path) -> None:
 def _copy_file(source: Path, target: Path) -> None:
     """Copy a file of a model folder. Raises UserError for one that is missing, no file, or cannot be copied."""
     try:
-        if source.exists() and not source.is_file():  # opening a pipe would wait for ever
+        if source.exists() and not source.is_file():  # opening a pipe would block
             raise UserError(f"{source} is not a file: {CURE}")
         shutil.copyfile(source, target)
     except FileNotFoundError:
@@ -354,7 +354,7 @@ def _fault(model_dir: Path, hashes: Mapping[str, str]) -> str:
     for name, expected in hashes.items():
         path = model_dir / name
         try:
-            found = file_sha256(path) if path.is_file() else ""  # opening a pipe would wait for ever
+            found = file_sha256(path) if path.is_file() else ""  # opening a pipe would block
         except OSError as error:
             return f"{path} cannot be read: {error.strerror}"
         if found != expected:

@@ -139,7 +139,7 @@ class ModelCard(BaseModel):
             try:
                 if not path.exists():
                     raise FileNotFoundError
-                found = file_sha256(path) if path.is_file() else ""  # opening a pipe would wait for ever
+                found = file_sha256(path) if path.is_file() else ""  # opening a pipe would block
             except FileNotFoundError:
                 raise UserError(f"{path} is missing: the model folder is incomplete") from None
             except OSError as error:
@@ -152,7 +152,7 @@ class ModelCard(BaseModel):
 
 def _read(path: Path) -> Any:
     try:
-        is_other = path.exists() and not path.is_file()  # opening a pipe would wait for ever
+        is_other = path.exists() and not path.is_file()  # opening a pipe would block
         data = None if is_other else json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent} is not a model folder: it has no model.json") from None

@@ -34,7 +34,7 @@ def build(config: Config, raw: Path, outputs: Mapping[str, Path]) -> None:
     Raises:
         UserError: fewer than two classes, a class has no usable image, or is too small to be split.
     """
-    scratch = outputs["train_dir"] / ".crops"  # hidden from whoever lists the folder, and a rename away from its place
+    scratch = outputs["train_dir"] / ".crops"  # hidden from listings, and on the file system of its target
     scratch.mkdir()
     try:
         _build(config, raw, outputs, scratch)

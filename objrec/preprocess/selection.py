@@ -17,7 +17,7 @@ class CroppedImage:
 
     Attributes:
         file: its name in the class folder.
-        scratch, number: where its crop lies, if there is one.
+        scratch, number: the path of its crop, if there is one.
         crop: what is known of it; ``sha256``, ``code`` and ``coarse`` are of ``Crop``.
     """
 

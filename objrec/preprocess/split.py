@@ -4,7 +4,7 @@ No rule that looks at a set of images alone can keep every image, keep near-dupl
 of two near-duplicates that arrive one after the other, neither order may move the first, so each must go where it would
 go alone, and these places may differ. What gives way here is keeping every image:
 
-- Aan image's place is a function of its own coarse hash and the seed, for ever. Most near-duplicates share that hash.
+- An image's place is a function of its own coarse hash and the seed alone. Most near-duplicates share that hash.
 - Where near-duplicates fall on two sides all the same, only those on the most protected side stay: test before valid
   before train. So no kept image has a near-duplicate on another side; a new image can take an old one of another
   side out, but never move it; and a test image always stays.
@@ -190,7 +190,7 @@ class _Units:
 
 
 def _place(image: HashedImage, seed: int, *, grouped: bool) -> float:
-    """Map an image to [0, 1), uniformly over hashes and for ever the same."""
+    """Map an image to [0, 1), uniformly over hashes, always the same."""
     alone = not grouped or is_featureless(image.code)
     return _position(image.sha256 if alone else f"{image.coarse:06x}", seed)
 

@@ -118,7 +118,7 @@ class StepCache:
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             (entry / name).rename(kept / name)
         if foreign:
-            note(f"{len(foreign)} files in {self._place(step, entry.stem)} are not of its manifest: kept in {kept}")
+            note(f"{len(foreign)} files in {self._place(step, entry.stem)} are not in its manifest: moved to {kept}")
 
     def clear_workspace(self, step: Step, key: str) -> None:
         shutil.rmtree(self._partial(step, key), ignore_errors=True)
@@ -166,9 +166,13 @@ def scan(path: Path, known: Mapping[str, Row] | None = None) -> dict[str, Row]:
 
 
 def digest_of(files: Mapping[str, Row]) -> str:
-    """Return one hash for names and contents, free of times."""
+    """Return one hash for names and contents, free of times.
+
+    Pages beside the data (``*.html`` at the top) are left out: no step reads them, so a changed report re-runs nothing
+    after the step that writes it.
+    """
     total = hashlib.sha256()
-    for name in sorted(files):
+    for name in sorted(n for n in files if "/" in n or not n.endswith(".html")):
         total.update(os.fsencode(f"{name}\0{files[name][-1]}\n"))
     return total.hexdigest()
 

@@ -49,7 +49,7 @@ class Display:
             self._live.update(self._tasks[step], completed=done, total=total, text=label)
 
     def finish(self, step: str, status: str, reason: str, seconds: float) -> None:
-        why = "" if status == "failed" else f" ({reason})"  # the error itself is told once, at the end
+        why = "" if status == "failed" else f" ({reason})"  # the error itself is printed once, at the end
         self._line(f"{step}: {status}, {seconds:.1f} s{why}")
         if self._live is not None:
             if step not in self._tasks:

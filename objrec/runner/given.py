@@ -64,7 +64,7 @@ def _combination(have: dict[str, str]) -> list[str]:
             if one in have and other not in have:
                 problems.append(f"{other} is missing: give both train_dir and valid_dir, or neither")
         if "test_dir" in have and not {"train_dir", "valid_dir"} & set(have):
-            problems.append("test_dir: goes with train_dir=DIR valid_dir=DIR, or with model_dir=DIR")
+            problems.append("test_dir: needs train_dir=DIR valid_dir=DIR, or model_dir=DIR")
     return problems
 
 

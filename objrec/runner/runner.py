@@ -147,7 +147,7 @@ def new_run_dir(config: Config, kind: str) -> Path:
             continue
         places.mark(run_dir)
         return run_dir
-    raise UserError(f"{parent} holds too many runs of this second")
+    raise UserError(f"{parent} has too many runs from this second")
 
 
 def point_latest(run_dir: Path) -> None:
@@ -199,7 +199,7 @@ class _Runner:
         cache = Path(config.cache_dir)
         self.store = StepCache(cache)
         self.sources = SourceIndex(cache / "sources.json")
-        self.available: dict[str, tuple[Path, str | None]] = {}  # port -> where it lies, content digest
+        self.available: dict[str, tuple[Path, str | None]] = {}  # port -> its path, content digest
 
     def run(self, step: Step, row: StepRecord) -> None:
         inputs = self._inputs(step)
@@ -309,7 +309,7 @@ class _Runner:
         if status != 0:
             _fail(step, status, log_path)
         if absent := [n for n, p in outputs.items() if not p.exists()]:
-            raise StepFailed(f"step {step.name} ended well but did not write {', '.join(absent)}; see {log_path}")
+            raise StepFailed(f"step {step.name} finished without producing {', '.join(absent)}; see {log_path}")
 
     def _listen(self, step: str, receiver: int) -> None:
         with os.fdopen(receiver, errors="replace") as lines:

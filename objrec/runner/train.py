@@ -11,7 +11,7 @@ from objrec.config.schema import Config
 
 
 def train(config: Config, *, overrides: Sequence[str], run_dir: Path) -> Any:
-    """Train as configured into ``run_dir/model`` and say where everything lies; returns the ``ModelCard``.
+    """Train as configured into ``run_dir/model`` and print the paths of the results; returns the ``ModelCard``.
 
     Args:
         overrides: what the user typed, for the steps that build the data set.
@@ -30,7 +30,7 @@ def train(config: Config, *, overrides: Sequence[str], run_dir: Path) -> Any:
     try:
         STEP.run(restrict(config, STEP), {k: data[k] for k in ("train_dir", "valid_dir")}, {"model_dir": model_dir})
     except KeyboardInterrupt:
-        print(f"To resume, give the same command run_dir={run_dir}", flush=True)
+        print(f"To resume, add run_dir={run_dir} to the same command", flush=True)
         raise
     card = ModelCard.load(model_dir)
     print(summary(card, config, model_dir, data.get("test_dir")))
@@ -41,15 +41,15 @@ def summary(card: Any, config: Config, model_dir: Path, test_dir: Path | None) -
     """Return what a person wants to know after a training: how good, where, and what to do next."""
     if model_dir.is_relative_to(Path.cwd()):
         model_dir = model_dir.relative_to(Path.cwd())
-    told = {"best epoch": f"{card.metrics['epoch'] + 1:.0f} of {config.train.max_epochs}"}
-    told |= {name: f"{value:.4f}" for name, value in card.metrics.items() if "/" in name}
-    told["model"] = str(model_dir)
+    lines = {"best epoch": f"{card.metrics['epoch'] + 1:.0f} of {config.train.max_epochs}"}
+    lines |= {name: f"{value:.4f}" for name, value in card.metrics.items() if "/" in name}
+    lines["model"] = str(model_dir)
     images = {"metrics": "metrics.csv", "curves": "curves.png", "batch": "batch.png", "lr finder": "lr_finder.png"}
-    told |= {what: str(path) for what, n in images.items() if (path := model_dir / "training" / n).is_file()}
-    told["evaluate"] = f"python -m objrec.evaluate model_dir={model_dir} test_dir={test_dir or 'DIR'}"
-    told["predict"] = f"python predict.py IMAGE --model {model_dir}"
-    width = max(map(len, told))
-    return "\n".join(f"{what:<{width}}  {text}" for what, text in told.items())
+    lines |= {what: str(path) for what, n in images.items() if (path := model_dir / "training" / n).is_file()}
+    lines["evaluate"] = f"python -m objrec.evaluate model_dir={model_dir} test_dir={test_dir or 'DIR'}"
+    lines["predict"] = f"python predict.py IMAGE --model {model_dir}"
+    width = max(map(len, lines))
+    return "\n".join(f"{what:<{width}}  {text}" for what, text in lines.items())
 
 
 def data_dirs(config: Config, overrides: Sequence[str], run_dir: Path) -> dict[str, Path]:

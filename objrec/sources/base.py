@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Aan image that a source offers for a class. What a source does not know is None.
+    """An image that a source offers for a class. What a source does not know is None.
 
     Attributes:
         url: where the bytes are; for local sources a ``file:`` or ``sample:`` address. It identifies the candidate.

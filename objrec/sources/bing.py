@@ -51,7 +51,7 @@ class BingSource:
         key = next((os.environ[k] for k in KEYS if os.environ.get(k)), None)
         problems = []
         if not base:
-            problems.append("source.endpoint: source=bing needs the address of a compatible service. " + NOTICE)
+            problems.append("source.endpoint: source=bing needs the URL of a compatible service. " + NOTICE)
         if not key:
             problems.append(f"source=bing needs a key in the environment: {' or '.join(KEYS)}")
         if not 1 <= page_size <= 150:
@@ -78,7 +78,7 @@ class BingSource:
             estimate = number_of(body, "totalEstimatedMatches") or 0
             further = number_of(body, "nextOffset") or 0
             if not results or further <= offset:
-                return  # the end; an offset that stands still would repeat the page for ever
+                return  # the end; an offset that stands still would repeat the page endlessly
             offset = further
 
     def _page(self, query: str, offset: int) -> dict[str, Any]:

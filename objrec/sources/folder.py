@@ -79,7 +79,7 @@ class FolderSource:
     def read(self, candidate: Candidate, *, max_bytes: int) -> bytes:
         member = self._by_url[candidate.url]
         if _is_passed_over(member):
-            raise ImageError("unsupported", "hidden, or no image by its name")
+            raise ImageError("unsupported", "hidden, or not named as an image")
         if self._store.sizes[member] > max_bytes:
             raise ImageError("too_large", f"{self._store.sizes[member]} bytes, more than ingest.max_bytes={max_bytes}")
         try:
@@ -130,7 +130,7 @@ class _Folder:
 
 
 class _Zip:
-    """Members are read where they lie; nothing is unpacked. No member yields more than its checked, declared size."""
+    """Members are read in place; nothing is unpacked. No member yields more than its checked, declared size."""
 
     def __init__(self, path: Path, limits: _Limits) -> None:
         self._archive = zipfile.ZipFile(path)
@@ -270,12 +270,12 @@ def _by_class(sizes: dict[str, int], path: str) -> tuple[dict[str, list[str]], l
     if len(found := {p[depth] for p in shaping.values() if len(p) > depth + 1}) < 2:
         if not depth:
             why = f"; it has {len(sizes)} files, but not in folders named after classes" if sizes else ""
-            raise UserError(f"source.path={path}: no <class>/<image> in it{why}")
+            raise UserError(f"source.path={path}: contains no <class>/<image>{why}")
         only = shown(next(p[depth - 1] for p in shaping.values() if len(p) > depth))
-        raise UserError(f"source.path={path}: has one class only, '{only}'; at least two are needed")
+        raise UserError(f"source.path={path}: has only one class, '{only}'; at least two are needed")
     if {c.lower() for c in found} <= SPLITS and all(len(p) > depth + 2 for p in shaping.values() if p[depth] in found):
         raise UserError(
-            f"source.path={path}: holds splits ({', '.join(sorted(found))}), not classes. Give the folder of one of "
+            f"source.path={path}: contains splits ({', '.join(sorted(found))}), not classes. Give the folder of one of "
             "them; the preprocess step makes the splits itself"
         )
     around = next(p[:depth] for p in shaping.values() if len(p) > depth + 1)

@@ -18,7 +18,7 @@ class Queries:
         try:
             template.format(name="cat")
         except (KeyError, IndexError, ValueError):
-            raise UserError(f"source.query={template}: may hold {{name}} and no other field") from None
+            raise UserError(f"source.query={template}: {{name}} is the only field allowed") from None
         self._template, self._overrides = template, dict(overrides or {})
 
     def for_class(self, name: str) -> str:
@@ -38,7 +38,7 @@ def base_of(endpoint: str, path: str) -> str:
     """
     base = endpoint.strip().partition("?")[0].partition("#")[0].rstrip("/")
     if not base.lower().startswith(("http://", "https://")):
-        raise UserError(f"source.endpoint={endpoint}: should be an address of http or https, as in https://example.org")
+        raise UserError(f"source.endpoint={endpoint}: should be an http or https URL, as in https://example.org")
     parts = path.strip("/").split("/")
     for count in range(len(parts), 0, -1):
         tail = "/" + "/".join(parts[:count])

@@ -20,7 +20,7 @@ class TorchvisionSource:
 
     Args:
         dataset: such as CIFAR10, Flowers102, OxfordIIITPet; it must know its class names.
-        root: where it lies or is downloaded to.
+        root: its folder; downloads go there too.
         split: ``train``, ``test`` or what the data set calls its parts.
         download: let torchvision fetch it (by its own means: the limits of this program's downloads do not apply).
 

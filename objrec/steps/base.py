@@ -51,7 +51,7 @@ class Step:
         secrets: environment variables with secrets that it reads; its process gets no other.
         compute: the kind of machine it wants in the cloud.
         cached: False for a step that acts on the world and must always run.
-        resumes: True where a second try carries on from the first one's partial outputs.
+        resumes: True where a second try resumes from the first one's partial outputs.
         distributed: True where several processes, on one node or more, share the work.
     """
 

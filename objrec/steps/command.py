@@ -80,9 +80,9 @@ def _check_order(step: Step, config: Config, inputs: Mapping[str, Path], order: 
     parts = key_parts(step, config, digests, sources)
     if parts.key != order["key"]:
         raise UserError(
-            f"step {step.name} was started for the key {order['key'][:12]} and would compute {parts.key[:12]}: its "
-            "settings did not reach it as they were typed, or objrec's files or libraries changed meanwhile; run it "
-            "again, and give settings as key=value or in files of --config-dir"
+            f"step {step.name} was started for key {order['key'][:12]} but would compute {parts.key[:12]}: its "
+            "settings changed on the way, or objrec's files or libraries changed since; run it "
+            "again, with settings as key=value or in files of --config-dir"
         )
 
 
@@ -125,6 +125,6 @@ def help_text(step: Step) -> str:
     return (
         f"{step.summary}.\n\nusage: python -m {step.module} {ports} [key=value ...]\n\n"
         f"inputs:  {', '.join(p.name for p in step.inputs) or 'none'}\n"
-        f"outputs: {', '.join(p.name for p in step.outputs)}\n\nsettings that it reads:\n{reads}\n\n"
+        f"outputs: {', '.join(p.name for p in step.outputs)}\n\nsettings it reads:\n{reads}\n\n"
         "Every setting and its default: python -m objrec.train --cfg job"
     )

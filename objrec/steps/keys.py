@@ -1,4 +1,8 @@
-"""A step's cache key: the config it reads, its inputs' content, its source files, the libraries that shape it."""
+"""A step's cache key: the config it reads, its inputs' content, its source files, the libraries that shape it.
+
+Source files are the modules that a step imports, directly or not, and the templates and other files beside a module
+whose names are string constants in it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -29,6 +34,7 @@ NOT_SOURCE = (
     "objrec.system.progress",
     "objrec.training.display",
 )
+_FILE_NAME = re.compile(r"\w[\w-]*(\.\w+)+")
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class SourceIndex:
         self._learnt = False
 
     def closure(self, *modules: str) -> dict[str, str]:
-        """Map every objrec file that the modules import, directly or not, to its sha256."""
+        """Map every objrec file that the modules import, directly or not, or name, to its sha256."""
         found: dict[str, str] = {}
         queue = list(modules)
         seen: set[str] = set()
@@ -100,9 +106,12 @@ class SourceIndex:
             path = self._file(module)
             if path is None:
                 continue
-            digest, imports = self._look(path)
+            digest, imports, names = self._look(path)
             found[str(path.relative_to(self._root.parent))] = digest
             queue += [*imports, module.rpartition(".")[0]]
+            for beside in map(path.with_name, names):
+                if beside.is_file():
+                    found[str(beside.relative_to(self._root.parent))] = self._look(beside)[0]
         return found
 
     def remember(self) -> None:
@@ -118,26 +127,32 @@ class SourceIndex:
         candidates = (base.with_suffix(".py"), base / "__init__.py") if base != self._root else (base / "__init__.py",)
         return next((p for p in candidates if p.is_file()), None)
 
-    def _look(self, path: Path) -> tuple[str, list[str]]:
+    def _look(self, path: Path) -> tuple[str, list[str], list[str]]:
+        """Return a file's sha256, the modules that it imports, and its constants that may be names of files."""
         stat = path.stat()
         name, mark = str(path), list(stamp_of(stat))
         known = self._known.get(name)
-        if known is None or known[0] != mark:
+        if known is None or known[0] != mark or len(known) != 4:  # 3: written by an older version
             text = path.read_bytes()
-            known = [mark, hashlib.sha256(text).hexdigest(), sorted(set(self._imports(text)))]
+            imports, names = self._references(text) if path.suffix == ".py" else ([], [])
+            known = [mark, hashlib.sha256(text).hexdigest(), imports, names]
             self._known[name] = known
             self._learnt = True
-        return known[1], known[2]
+        return known[1], known[2], known[3]
 
-    def _imports(self, text: bytes) -> Iterator[str]:
+    def _references(self, text: bytes) -> tuple[list[str], list[str]]:
+        imports, names = set(), set()
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):
-                yield from (a.name for a in node.names if a.name.startswith("objrec"))
+                imports |= {a.name for a in node.names if a.name.startswith("objrec")}
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("objrec"):
                 assert node.module is not None
                 for alias in node.names:  # `from package import x`: a module of that name, else a name in the package
                     inner = f"{node.module}.{alias.name}"
-                    yield inner if self._file(inner) else node.module
+                    imports.add(inner if self._file(inner) else node.module)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _FILE_NAME.fullmatch(node.value):
+                names.add(node.value)
+        return sorted(imports), sorted(names)
 
 
 def _is_outside(module: str) -> bool:

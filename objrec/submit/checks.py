@@ -21,7 +21,7 @@ def check_job(job: Mapping[str, Any], clusters: Mapping[str, int]) -> list[str]:
     for name, node in job["jobs"].items():
         problems += [f"{name}: {p}" for p in _check_node(name, node, job, clusters)]
     if cycle := _cycle(job["jobs"]):
-        problems.append(f"the steps feed one another in a circle: {' -> '.join(cycle)}")
+        problems.append(f"the steps form a cycle: {' -> '.join(cycle)}")
     return problems
 
 
@@ -30,14 +30,14 @@ def _check_node(
 ) -> Iterator[str]:
     component = node.get("component") or node.get("trial") or {}
     if not NODE_NAME.match(name):
-        yield f"'{name}' is no name for a node: small letters, digits and _"
+        yield f"'{name}' is not a valid node name: use lower-case letters, digits and _"
     yield from _check_template(node, component)
     for port, value in node.get("inputs", {}).items():
         yield from _check_binding(port, value, job)
     bound = {*node.get("inputs", {}), *node.get("search_space", {})}
     for port in component.get("inputs", {}):
         if port not in bound:
-            yield f"the input '{port}' is bound to nothing"
+            yield f"the input '{port}' is not bound"
     for port in sorted(bound - set(component.get("inputs", {}))):
         yield f"'{port}' is bound, but the component has no such input"
     yield from _check_limits(node)
@@ -96,9 +96,9 @@ def _check_compute(node: Mapping[str, Any], component: Mapping[str, Any], cluste
         return
     nodes = _resources(node).get("instance_count", 1)
     if nodes > clusters[name]:
-        yield f"wants {nodes} nodes of '{name}', which has at most {clusters[name]}: it would wait for ever"
+        yield f"wants {nodes} nodes of '{name}', which has at most {clusters[name]}: it would never start"
     if nodes > 1 and "distribution" not in component:
-        yield f"runs on {nodes} nodes without a distribution: each would do the whole work"
+        yield f"runs on {nodes} nodes without a distribution: each node would do all the work"
 
 
 def _check_search(node: Mapping[str, Any]) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _check_search(node: Mapping[str, Any]) -> Iterator[str]:
     if node.get("type") != "sweep":
         return
     if limits.get("max_concurrent_trials", 1) > limits.get("max_total_trials", 1):
-        yield "more trials at once than in all"
+        yield "more parallel trials than trials"
     for name, space in node["search_space"].items():
         if space["type"] == "choice" and not space["values"]:
             yield f"'{name}' has nothing to choose from"

@@ -34,12 +34,12 @@ def clean_up(config: Config) -> int:
     with explained("list what was made"):
         items = list(found(client, config))
     if not items:
-        print("nothing in the workspace carries objrec's tag")
+        print("no resource in the workspace has objrec's tag")
         return 0
     for item in items:
         print(f"{item.how:<8} {item.what}")
     if not (config.azure.confirm or _agreed()):
-        print("nothing was removed; azure.confirm=true removes it without asking")
+        print("nothing was removed; azure.confirm=true removes without asking")
         return 0
     failed = 0
     for item in items:

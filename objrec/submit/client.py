@@ -52,9 +52,7 @@ def ensure_cluster(client: Any, cluster: AzureCluster) -> None:
     if found is not None:
         size = getattr(found, "size", None)
         if size and size.lower() != cluster.size.lower():
-            print(
-                f"cluster     {cluster.cluster} is there, of size {size}; {cluster.size} was asked for", file=sys.stderr
-            )
+            print(f"cluster     {cluster.cluster} exists with size {size}, not {cluster.size}", file=sys.stderr)
         return
     wanted = AmlCompute(
         name=cluster.cluster,

@@ -25,21 +25,21 @@ from objrec.system.outputs import claim_cache
 
 SHORT = ("dry_run", "wait", "cleanup")  # may be given without ``azure.``
 
-HELP = """The five steps as an Azure ML pipeline job, from the same declarations and settings as on this machine.
+HELP = """Run the five steps as an Azure ML pipeline job, with the same settings as locally.
 
 usage: python azureml/submit.py [key=value ...] [dry_run=true] [azure.wait=true] [cleanup=true]
 
 examples:
-  python azureml/submit.py dry_run=true                        the job as YAML and a summary: no account, no network
-  python azureml/submit.py experiment=seed azure.wait=true     submit, follow to the end
-  python azureml/submit.py azure.data=azureml:my-images:3      begin with a data asset of the workspace
+  python azureml/submit.py dry_run=true                        print a summary and write the job's YAML: no account
+  python azureml/submit.py experiment=seed azure.wait=true     submit and wait for the result
+  python azureml/submit.py azure.data=azureml:my-images:3      start from a data asset of the workspace
   python azureml/submit.py compute=cpu                         no GPU cluster
   python azureml/submit.py compute=multi_gpu azure.gpu.size=Standard_NC64as_T4_v3 azure.gpu.gpus=4
-  python azureml/submit.py sweep=random                        a sweep job, from the file that -m uses here
-  python azureml/submit.py cleanup=true                        list what was made, delete it when confirmed
+  python azureml/submit.py sweep=random                        a sweep job, from the same file as objrec.train -m
+  python azureml/submit.py cleanup=true                        list created resources, delete them after confirmation
 
-Settings of the cloud and their defaults: configs/azure/default.yaml
-The way from an empty subscription: docs/azure.md"""
+Azure settings and their defaults: configs/azure/default.yaml
+Starting from an empty subscription: docs/azure.md"""
 
 
 def run(overrides: Sequence[str]) -> int:

@@ -94,7 +94,7 @@ def steps_to_run(request: Request) -> list[Step]:
     if request.space is not None:
         steps = [s for s in steps if s.cached]
         if not any(s.distributed for s in steps):
-            raise UserError("sweep: there is nothing to sweep over when model_dir is given")
+            raise UserError("sweep: no training to vary when model_dir is given")
     return steps
 
 
@@ -125,14 +125,14 @@ def _check_compute(config: Config) -> None:
     if compute.accelerator == "cpu":
         return
     if compute.accelerator in ("mps", "tpu"):
-        problems.append(f"compute.accelerator={compute.accelerator}: Azure has none; auto, cpu or gpu")
+        problems.append(f"compute.accelerator={compute.accelerator}: not available on Azure; use auto, cpu or gpu")
     devices = len(compute.devices) if isinstance(compute.devices, list) else compute.devices
     if isinstance(devices, int) and devices > gpu.gpus:
         problems.append(f"compute.devices={devices}: a node of size {gpu.size} has azure.gpu.gpus={gpu.gpus}")
     if compute.num_nodes > gpu.max_nodes:
         problems.append(
             f"compute.num_nodes={compute.num_nodes}: {gpu.cluster} has at most azure.gpu.max_nodes={gpu.max_nodes}, "
-            "so the job would wait for ever"
+            "so the job would never start"
         )
     if problems:
         raise UserError(problems)
@@ -223,7 +223,7 @@ def _input(port: Port, config: Config, origins: dict[str, str]) -> Job | None:
         return {"type": f"uri_{port.kind}", "path": given, "mode": "ro_mount"}
     path = Path(given)
     if not path.exists():
-        raise UserError(f"{key}={given}: there is no such file or folder, and it is no address in the cloud")
+        raise UserError(f"{key}={given}: there is no such file or folder, and it is not a cloud address")
     kind = "uri_folder" if path.is_dir() else "uri_file"
     return {"type": kind, "path": str(path.resolve()), "mode": "ro_mount"}
 

@@ -27,7 +27,7 @@ PARAMETERS = {
     "learning_rate": "train.learning_rate",
     "momentum": "train.momentum",
 }
-# What steers submission, or lies on this machine, and means nothing to a step in the cloud.
+# What steers submission, or is a local path, and means nothing to a step in the cloud.
 HERE_ONLY = ("azure", "sweep", "hydra", "runs_dir", "cache_dir", "registry_dir", "serve", "deploy.target", *CONTROL)
 BUT = ("azure.endpoint", "azure.model_name", "azure.retries", "azure.timeout")  # which deploy reads there
 GLOBAL_GROUPS = ("experiment", "debug")  # a file there may set any key
@@ -121,11 +121,11 @@ def _refuse(config: Config, overrides: Sequence[str], ports: set[str]) -> None:
             continue
         if SECRET_NAME.search(key.rpartition(".")[2]) and not key.startswith("azure."):
             problems.append(
-                f"{key}: a secret would stand in the job's definition: leave it out (the endpoint in the cloud has "
+                f"{key}: a secret would be stored in the job's definition: leave it out (the cloud endpoint has "
                 "keys of its own; a source's key goes through a vault, see azure.secrets)"
             )
         elif key in PATH_KEYS and key not in ports and not _related(key, HERE_ONLY):
-            problems.append(f"{key}={value}: a file of this machine does not travel with the job")
+            problems.append(f"{key}={value}: local files are not sent with the job")
     if problems:
         raise UserError(problems)
 

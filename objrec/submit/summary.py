@@ -1,4 +1,4 @@
-"""A job told in a few lines: what runs where, on which command lines, what is reused, what it can cost at most."""
+"""A job in a few lines: what runs where, on which command lines, what is reused, what it can cost at most."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def fingerprints(job: Mapping[str, Any], code: str) -> dict[str, str]:
 def reuse(job: Mapping[str, Any], marks: Mapping[str, str], last: Mapping[str, Any]) -> dict[str, str]:
     """Say for each step whether the platform can reuse the last job's output, and why not."""
     known = last.get("steps", {})
-    told = {}
+    reasons = {}
     for name, node in job["jobs"].items():
         component = node.get("component") or node["trial"]
         if job["settings"]["force_rerun"] or not component["is_deterministic"]:
-            told[name] = "always runs"
+            reasons[name] = "always runs"
         elif name not in known:
-            told[name] = "runs: not submitted from here before"
+            reasons[name] = "runs: not submitted from here before"
         elif known[name] == marks[name]:
-            told[name] = f"reused, if {last.get('name', 'the last job')} has completed it"
+            reasons[name] = f"reused, if {last.get('name', 'the last job')} has completed it"
         elif last.get("code") != marks.get("code"):
-            told[name] = "runs: the code changed"
+            reasons[name] = "runs: the code changed"
         else:
-            told[name] = "runs: its settings or what feeds it changed"
-    return told
+            reasons[name] = "runs: its settings or what feeds it changed"
+    return reasons
 
 
 def describe(job: Mapping[str, Any], config: Config, *, reused: Mapping[str, str], files: Sequence[Path]) -> str:

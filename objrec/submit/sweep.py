@@ -85,14 +85,14 @@ def read_space(overrides: Sequence[str], swept: Sequence[str], config: Config) -
         return None
     if config.sweep.algorithm == "optuna":
         raise UserError(
-            "sweep.algorithm=optuna chooses its trials on a machine of yours: python -m objrec.train -m sweep=optuna. "
+            "sweep.algorithm=optuna runs on your own machine: python -m objrec.train -m sweep=optuna. "
             "Azure has sweep=random (any scale, stops trials early) and sweep=bayesian (learns from trials)"
         )
     parser = OverridesParser.create()
     problems, dimensions = [], []
     if config.sweep.algorithm == "bayesian" and config.sweep.early_termination != "none":
         problems.append(
-            f"sweep.early_termination={config.sweep.early_termination}: bayesian sampling learns from complete trials "
+            f"sweep.early_termination={config.sweep.early_termination}: bayesian sampling uses complete trials "
             "only; sweep.early_termination=none"
         )
     for key, text in params.items():
@@ -155,14 +155,14 @@ def _distribution(value: Any, algorithm: str) -> dict[str, Any]:
             return {"type": "uniform", "min_value": low, "max_value": high}
         if algorithm == "bayesian":  # Azure ML: "choice, uniform and quniform" only
             raise UserError(
-                "bayesian sampling knows no logarithmic scale: interval(...) alone, or sweep.algorithm=random"
+                "bayesian sampling has no logarithmic scale: use interval(...) alone, or sweep.algorithm=random"
             )
         if low <= 0:
-            raise UserError("a logarithmic interval begins above 0")
+            raise UserError("a logarithmic interval should start above 0")
         # Azure ML gives the bounds of the exponent: exp(uniform(min, max))
         return {"type": "loguniform", "min_value": math.log(low), "max_value": math.log(high)}
     if kind in ("Glob",):
-        raise UserError("glob(...) chooses files of this machine: name the values with choice(...)")
+        raise UserError("glob(...) matches local files: list the values with choice(...)")
     return {"type": "choice", "values": _values([value])}
 
 
@@ -173,7 +173,7 @@ def _values(values: Sequence[Any]) -> list[Any]:
     words = ["null" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values]
     for word in words:
         if not WORD.fullmatch(word):
-            raise UserError(f"{word!r} does not pass through a trial's command line: numbers and plain words do")
+            raise UserError(f"{word!r} cannot be passed on a trial's command line: use numbers or plain words")
     return words
 
 

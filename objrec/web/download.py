@@ -280,7 +280,7 @@ class Downloader:
                 raise FetchError("corrupt", str(error)) from None
             parts.append(data)
             size, received = size + len(data), received + len(chunk)
-            if max(size, received) > limit:  # a gzip body may go on for ever and stand for nothing
+            if max(size, received) > limit:  # a gzip body may be endless and decode to nothing
                 if first is None:
                     raise FetchError("too_large", f"more than {limit} bytes")
                 return b"".join(parts)[:first]

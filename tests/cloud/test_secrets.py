@@ -56,7 +56,7 @@ def test_a_plain_secret_in_the_settings_is_refused_and_not_repeated(workdir: Pat
 
 
 def test_a_value_in_place_of_a_name_is_refused(workdir: Path) -> None:
-    with pytest.raises(UserError, match="never a secret itself") as caught:
+    with pytest.raises(UserError, match="never the secret itself") as caught:
         run([f"azure.secrets=['{VARIABLE}:a/b+c==']", "azure.vault_url=https://v.vault.azure.net", "dry_run=true"])
     assert "a/b+c" not in str(caught.value)
 

@@ -57,8 +57,8 @@ def test_all_faults_are_told_at_once_with_the_nearest_name() -> None:
     [
         ("classes.names=[]", "at least two class names"),
         ("classes.names=[cat]", "at least two class names"),
-        ("classes.names=[cat,cat]", "twice"),
-        ("classes.names=[cat,a/b]", "cannot be a folder"),
+        ("classes.names=[cat,cat]", "repeats"),
+        ("classes.names=[cat,a/b]", "not valid for a folder"),
         ("train.max_epochs=ten", "should be a valid integer"),
         ("train.max_epochs=1.5", "should be a valid integer"),
         ("train.max_epochs=true", "not true or false"),
@@ -70,7 +70,7 @@ def test_all_faults_are_told_at_once_with_the_nearest_name() -> None:
         ("preprocess.split=[0.5,0.2,0.1]", "must sum to 1"),
         ("preprocess.split=[0.8,0.2,0.0]", "above 0"),
         ("source=folder", "source.path"),
-        ("backbone.pretrained=true backbone.weights=a.safetensors", "contradict"),
+        ("backbone.pretrained=true backbone.weights=a.safetensors", "cannot be combined"),
         ("seed=1,2", "need -m"),
         ("seed=-1", "greater than or equal to 0"),
         ("nonsense", "key=value"),
@@ -171,7 +171,7 @@ def test_a_config_folder_of_the_users_own(tmp_path: Path) -> None:
         ),
         (["source=[openverse,sample]", "source.path=x"], "source=openverse,sample does not read it"),
         (["augmentation.magnitude=3"], "only augmentation=rand reads it"),
-        (["ingest.num_images=null"], "the source has no end"),
+        (["ingest.num_images=null"], "this source is unlimited"),
     ],
 )
 def test_a_setting_that_nothing_reads_is_refused(overrides: list[str], message: str) -> None:

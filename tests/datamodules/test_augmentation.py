@@ -189,7 +189,7 @@ def test_mixup_and_cutmix_take_turns() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["augmentation.scale=[0.9,0.1]"], "from the least to the largest"),
+        (["augmentation.scale=[0.9,0.1]"], "from the smallest to the largest"),
         (["augmentation=none", "augmentation.name=rand"], "needs num_ops, magnitude"),
         (["augmentation.flip_mode=sometimes"], "alternate"),
         (["train.fraction=0"], "greater than 0"),

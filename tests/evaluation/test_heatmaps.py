@@ -1,8 +1,7 @@
-"""Gradients of ONNX graphs, and maps of where a prediction came from."""
+"""Maps of where a prediction came from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,101 +10,75 @@ import onnxruntime
 import pytest
 from helpers.evaluation_model import COLOURS, SIZE, write_model
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import load_file
 
-from objrec.evaluation.gradients import GRADIENT, SEED, NoRuleError, gradient_model
 from objrec.evaluation.heatmaps import make_explainer
+from objrec.images.preprocessing import Preprocessing
 from objrec.inference.predictor import Predictor
 from objrec.models.card import ModelCard
 
 RNG = np.random.default_rng(0)
 
 
-def graph(nodes: Sequence[onnx.NodeProto], constants: dict[str, np.ndarray], side: int = 9) -> onnx.ModelProto:
-    made = helper.make_graph(
-        list(nodes),
-        "g",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, side, side])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(v, k) for k, v in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+def test_equals_the_class_activation_map_of_a_linear_head(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", sorted(COLOURS))
+    preprocessing = ModelCard.load(folder).preprocessing
+    pixels = RNG.integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    classes = np.array([0, 2, 3])
+    found = make_explainer(folder, preprocessing, Predictor.load(folder).logits).explain(pixels, classes)
+    w = load_file(folder / "model.safetensors")
+    image = preprocessing.normalize(pixels)
+    features = np.maximum(np.einsum("nchw,kc->nkhw", image, w["conv.weight"][:, :, 0, 0]) + 0.5, 0)
+    expected = np.maximum(np.einsum("nkhw,nk->nhw", features, w["fc.weight"][classes]), 0)
+    expected /= expected.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def weight(*shape: int) -> np.ndarray:
-    return RNG.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
+def curved(path: Path, *, residual: bool) -> None:
+    """A model whose head is not linear: padding by the image's own shape, a map, a convolution, GELU, a maximum.
 
-
-def block(act: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
-    """A strided convolution, an activation from h to a, a residual with a gate (as in squeeze and excite), a head."""
+    ``residual`` lets the image reach the logits past the map too.
+    """
     node = helper.make_node
+    past = [node("ReduceMean", ["input", "axes"], ["m"], keepdims=0), node("Sum", ["f", "m"], ["s"])]
     nodes = [
-        node("Conv", ["input", "w1", "b1"], ["h"], strides=[2, 2], pads=[1, 1, 1, 1]),
-        *act,
-        node("Conv", ["a", "w2"], ["c"], pads=[2, 2, 2, 2], dilations=[2, 2], group=2),
-        node("ReduceMean", ["c", "axes"], ["m"], keepdims=1),
-        node("Conv", ["m", "w3"], ["s"]),
-        node("HardSigmoid", ["s"], ["gate"], alpha=0.17),
-        node("Mul", ["c", "gate"], ["cg"]),
-        node("Add", ["cg", "a"], ["r"]),
-        node("Clip", ["r", "low", "high"], ["r6"]),
-        node("GlobalAveragePool", ["r6"], ["p"]),
-        node("Reshape", ["p", "flat"], ["f"]),
-        node("MatMul", ["f", "w4"], ["y"]),
-        node("Add", ["y", "b4"], ["z"]),
-        node("Gemm", ["z", "w5", "b4"], ["logits"], transB=1),
+        node("Shape", ["input"], ["shape"]),
+        node("Sub", ["shape", "shape"], ["nothing"]),
+        node("Concat", ["nothing", "nothing"], ["pads"], axis=0),
+        node("Pad", ["input", "pads"], ["padded"]),
+        node("Conv", ["padded", "w1"], ["map"], strides=[2, 2]),
+        node("Conv", ["map", "w2"], ["c"]),
+        node("Gelu", ["c"], ["g"]),
+        node("GlobalMaxPool", ["g"], ["p"]),
+        node("Flatten", ["p"], ["f"]),
+        *(past if residual else []),
+        node("Gemm", ["s" if residual else "f", "w3"], ["logits"]),
     ]
-    constants = {
-        "w1": weight(6, 3, 3, 3),
-        "b1": weight(6),
-        "w2": weight(6, 3, 3, 3),
-        "w3": weight(6, 6, 1, 1),
-        "w4": weight(6, 4),
-        "b4": weight(4)[None],
-        "w5": weight(4, 4),
-        "axes": np.array([2, 3]),
-        "low": np.float32(0).reshape(()),
-        "high": np.float32(6).reshape(()),
-        "flat": np.array([0, -1]),
-    }
-    return graph(nodes, constants)
+    shapes = {"w1": (3, 3, 2, 2), "w2": (3, 3, 1, 1), "w3": (3, 2)}
+    weights = [numpy_helper.from_array(RNG.normal(0, 1, s).astype(np.float32), n) for n, s in shapes.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 12, 12])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [*weights, numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
-ACTIVATIONS = {
-    "relu": [helper.make_node("Relu", ["h"], ["a"])],
-    "silu": [helper.make_node("Sigmoid", ["h"], ["g"]), helper.make_node("Mul", ["h", "g"], ["a"])],
-    "hardswish": [helper.make_node("HardSwish", ["h"], ["a"])],
-}
-
-
-@pytest.mark.parametrize("side", [8, 9])
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_gradient_equals_finite_differences(name: str, side: int) -> None:
-    model = block(ACTIVATIONS[name])
-    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
-        dim.dim_value = side
-    session = onnxruntime.InferenceSession(gradient_model(model, "input").SerializeToString())
-    x = RNG.normal(0, 1, (2, 3, side, side)).astype(np.float32)
-    seed = RNG.normal(0, 1, (2, 4)).astype(np.float32)
-    gradient = session.run([GRADIENT], {"input": x, SEED: seed})[0]
-    assert gradient.shape == x.shape
-
-    def value(at: np.ndarray) -> np.ndarray:
-        return (session.run(["logits"], {"input": at, SEED: seed})[0] * seed).sum(axis=1)
-
-    step = 1e-3
-    for _ in range(6):
-        direction = RNG.normal(0, 1, x.shape).astype(np.float32)
-        numeric = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
-        exact = (gradient * direction).sum(axis=(1, 2, 3))
-        assert np.abs(numeric - exact).max() < 0.02 * np.abs(gradient).sum() / np.sqrt(gradient.size) + 2e-3
-
-
-def test_an_operator_without_a_rule_is_refused() -> None:
-    model = block([helper.make_node("Softplus", ["h"], ["a"])])
-    with pytest.raises(NoRuleError, match="Softplus"):
-        gradient_model(model, "input")
+@pytest.mark.parametrize(("residual", "way"), [(False, "class activation on the 6 x 6"), (True, "occlusion")])
+def test_any_head_is_explained(tmp_path: Path, residual: bool, way: str) -> None:
+    curved(tmp_path / "model.onnx", residual=residual)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    preprocessing = Preprocessing(size=12, mean=[0.5] * 3, std=[0.5] * 3)
+    explainer = make_explainer(
+        tmp_path, preprocessing, lambda pixels: session.run(None, {"input": preprocessing.normalize(pixels)})[0]
+    )
+    assert explainer.method.startswith(way)
+    maps = explainer.explain(RNG.integers(0, 256, (4, 12, 12, 3), dtype=np.uint8), np.array([0, 1, 1, 0]))
+    assert maps.dtype == np.float32 and maps.min() >= 0 and maps.max() == pytest.approx(1)
 
 
 def two_colours(preprocessed_side: int = SIZE) -> np.ndarray:
@@ -116,13 +89,21 @@ def two_colours(preprocessed_side: int = SIZE) -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize("way", ["Grad-CAM", "occlusion"])
-def test_the_map_points_at_the_object_of_the_class(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("way", "limit", "value"),
+    [
+        ("class activation", "MAX_HEAD", 150),
+        ("occlusion", "MAX_HEAD", 1),  # what follows the feature map is too long
+        ("occlusion", "MIN_MAP", SIZE + 1),  # every feature map is too coarse
+    ],
+)
+def test_the_map_points_at_the_object_of_the_class(
+    tmp_path: Path, way: str, limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classes = sorted(COLOURS)
     folder = write_model(tmp_path / "m", classes)
     predictor = Predictor.load(folder)
-    if way == "occlusion":
-        monkeypatch.setattr("objrec.evaluation.gradients._RULES", {})
+    monkeypatch.setattr(f"objrec.evaluation.heatmaps.{limit}", value)
     explainer = make_explainer(folder, ModelCard.load(folder).preprocessing, predictor.logits)
     assert explainer.method.startswith(way)
     for colour, quarter in (("red", 0), ("blue", 3)):

@@ -342,5 +342,5 @@ def test_a_file_that_cannot_be_read_now_ends_the_step(
 def test_one_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "raw" / "cat").mkdir(parents=True)
     (tmp_path / "raw" / "cat" / "a.png").write_bytes(image(1))
-    with pytest.raises(UserError, match="one class only"):
+    with pytest.raises(UserError, match="only one class"):
         preprocess(tmp_path / "raw", tmp_path / "out")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.pipeline_driver import run
 
+import objrec
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.runner.cache import digest_of, scan
@@ -180,6 +181,48 @@ def test_a_key_covers_the_source_that_a_step_imports(tmp_path: Path) -> None:
     assert not any("/display/" in path or path == "objrec/steps/__init__.py" for path in train)
 
 
+def test_a_key_covers_the_templates_that_a_module_names(tmp_path: Path) -> None:
+    index = SourceIndex(tmp_path / "sources.json")
+    templates = {
+        name: {f for f in key_parts(step, load_config(), {}, index).sources if not f.endswith(".py")}
+        for name, step in STEPS.items()
+    }
+    shared = {f"objrec/reports/{name}" for name in ("base.html.j2", "macros.html.j2", "style.css")}
+    assert templates["ingest"] == shared | {"objrec/ingest/ingest_report.html.j2"}
+    assert templates["preprocess"] == shared | {"objrec/preprocess/leakage_report.html.j2"}
+    assert templates["evaluate"] == shared | {"objrec/evaluation/report.html.j2"}
+    assert templates["train"] == set()  # a report re-runs no training
+
+
+def test_every_template_is_named_by_a_module_beside_it(tmp_path: Path) -> None:
+    index = SourceIndex(tmp_path / "sources.json")
+    package = Path(objrec.__file__).parent
+    data = [p for p in package.rglob("*.*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert len(data) >= 7
+    for path in data:
+        modules = [".".join(m.relative_to(package.parent).with_suffix("").parts) for m in path.parent.glob("*.py")]
+        assert str(path.relative_to(package.parent)) in index.closure(*modules), f"{path}: no key covers it"
+
+
+def test_a_report_is_no_part_of_what_later_steps_read(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "page.html").write_text("data of whatever kind")
+    digests = [digest_of(scan(tmp_path))]
+    for name, text in (("leakage.html", "a"), ("leakage.html", "b"), ("cat/page.html", "c")):
+        (tmp_path / name).write_text(text)
+        digests.append(digest_of(scan(tmp_path)))
+    assert digests[0] == digests[1] == digests[2] != digests[3]
+
+
+def test_an_index_of_an_older_version_is_read_anew(tmp_path: Path) -> None:
+    index = SourceIndex(tmp_path / "sources.json")
+    fresh = index.closure("objrec.ingest.report")
+    index.remember()
+    old = {name: row[:3] for name, row in json.loads((tmp_path / "sources.json").read_text()).items()}
+    (tmp_path / "sources.json").write_text(json.dumps(old))
+    assert SourceIndex(tmp_path / "sources.json").closure("objrec.ingest.report") == fresh
+
+
 def test_the_steps_own_command_equals_the_runners(workdir: Path) -> None:
     record, _ = run(SMALL)
     raw = record.step("ingest").outputs["raw_data_dir"]
@@ -200,7 +243,9 @@ def test_a_refused_step_leaves_nothing_behind(workdir: Path) -> None:
         text=True,
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.count("error: ") == 1 and done.stderr.count("source.path=empty: no <class>/<image> in it") == 1
+    assert (
+        done.stderr.count("error: ") == 1 and done.stderr.count("source.path=empty: contains no <class>/<image>") == 1
+    )
     assert not (workdir / "runs").exists()
     assert not list((workdir / ".objrec" / "cache").glob("*/*.partial"))
 

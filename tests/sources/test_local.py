@@ -172,9 +172,9 @@ def test_an_unknown_class_names_the_nearest(tmp_path: Path) -> None:
     [
         ({}, "no <class>/<image>"),
         ({"a.jpg": b"x"}, "not in folders named after classes"),
-        ({"cat/a.jpg": b"x"}, "one class only, 'cat'"),
-        ({"all/cat/a.jpg": b"x"}, "one class only, 'cat'"),
-        ({"train/cat/a.jpg": b"x", "test/cat/b.jpg": b"x"}, "holds splits"),
+        ({"cat/a.jpg": b"x"}, "only one class, 'cat'"),
+        ({"all/cat/a.jpg": b"x"}, "only one class, 'cat'"),
+        ({"train/cat/a.jpg": b"x", "test/cat/b.jpg": b"x"}, "contains splits"),
     ],
 )
 @pytest.mark.parametrize("form", ["folder", "a.zip"])

@@ -480,7 +480,7 @@ def test_the_full_address_of_an_api_is_an_endpoint(server: BadServer, tmp_path: 
 def test_an_endpoint_keeps_what_is_not_of_the_api() -> None:
     assert base_of("https://a.org/mirror/v1/images/", "/v1/images/") == "https://a.org/mirror"
     assert base_of("https://a.org/bing", "/v7.0/images/search") == "https://a.org/bing"
-    with pytest.raises(UserError, match="should be an address of http"):
+    with pytest.raises(UserError, match="should be an http or https URL"):
         base_of("a.org", "/v1/images/")
 
 
@@ -498,9 +498,9 @@ def test_a_list_of_sources_is_several_sources() -> None:
     [
         (["source=[openverse,comons]"], "no such source. Did you mean 'commons'"),
         (["source=[openverse,commons]"], "ingest.contact"),
-        (["source=several"], "what a list stands for"),
+        (["source=several"], "give a list instead"),
         (["source=urls"], "needs a list"),
-        (["source=commons", "ingest.contact=me"], "e-mail address or a URL"),
+        (["source=commons", "ingest.contact=me"], "e-mail address or URL"),
         (["ingest.exclude=[abc]"], "16 digits"),
         (["ingest.near_duplicate_bits=16"], "near_duplicate_bits"),
     ],

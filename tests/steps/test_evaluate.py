@@ -208,6 +208,6 @@ def test_both_runtimes_find_the_same(tmp_path: Path) -> None:
         override = f"compute.runtime={runtime}"
         _, report = evaluate(tmp_path / runtime, override, model_dir=tmp_path / "model", test_dir=test)
         found.append(json.loads((report / "metrics.json").read_text()))
-        assert "Grad-CAM on the 4 x 4 feature map" in (report / "report.html").read_text()
+        assert "class activation on the 4 x 4 feature map" in (report / "report.html").read_text()
     assert found[0]["confusion_matrix"] == found[1]["confusion_matrix"]
     assert found[0]["log_loss"] == pytest.approx(found[1]["log_loss"], abs=1e-5)

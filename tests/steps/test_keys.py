@@ -29,7 +29,7 @@ def run(config: list[str], typed: list[str]) -> str:
 
 
 def test_another_configuration_than_the_hashed_one_is_refused_and_nothing_is_stored(workdir: Path) -> None:
-    with pytest.raises(UserError, match="step ingest was started for the key"):
+    with pytest.raises(UserError, match="step ingest was started for key"):
         run([*SMALL, "seed=7"], SMALL)
     assert not list(workdir.glob(".objrec/cache/ingest/*"))
 

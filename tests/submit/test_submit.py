@@ -137,8 +137,8 @@ def test_no_identity_is_a_clear_message(azure: StandIn, monkeypatch: pytest.Monk
         (None, "there is no such file"),
         ("{", "is not JSON"),
         ("[]", "not a JSON object"),
-        (json.dumps({k: v for k, v in CONFIG.items() if k != "resource_group"}), "does not say resource_group"),
-        (json.dumps({**CONFIG, "workspace_name": "<workspace>"}), "does not say workspace_name"),
+        (json.dumps({k: v for k, v in CONFIG.items() if k != "resource_group"}), "has no resource_group"),
+        (json.dumps({**CONFIG, "workspace_name": "<workspace>"}), "has no workspace_name"),
     ],
 )
 def test_a_missing_or_incomplete_config_json(workdir: Path, content: str | None, said: str) -> None:

@@ -59,8 +59,8 @@ def test_intervals_keep_their_scale_and_kind() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a=interval(2, 1)"], "from its smaller end"),
-        (["a=tag(log, interval(0, 1))"], "begins above 0"),
+        (["a=interval(2, 1)"], "from the smaller"),
+        (["a=tag(log, interval(0, 1))"], "should start above 0"),
         (["a=choice(1"], "cannot be read"),
     ],
 )

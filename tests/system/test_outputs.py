@@ -284,7 +284,7 @@ def test_latest_of_the_users_stays(workdir: Path) -> None:
         (["model_dir"], [], "test_dir is missing"),
         (["train_dir"], [], "valid_dir is missing"),
         (["valid_dir", "test_dir"], [], "train_dir is missing"),
-        (["test_dir"], [], "test_dir: goes with"),
+        (["test_dir"], [], "test_dir: needs"),
     ],
     ids=str,
 )

@@ -214,7 +214,7 @@ def test_what_is_refused_alone_has_an_effect_together(key: str, result: Callable
         (["train.find_lr=true", "train.learning_rate=0.1"], "train.find_lr=true finds the learning rate"),
         (["train.momentum=0.5", "optimizer=muon"], r"train\.momentum=0\.5 has no effect"),
         (["callbacks.checkpoint.mode=min"], "for val/acc it is max"),
-        (["callbacks.checkpoint.save_top_k=0"], "no epoch would be kept"),
+        (["callbacks.checkpoint.save_top_k=0"], "0 keeps no epoch"),
         (["callbacks.checkpoint.monitor=mine/x"], "'mine/x' is not logged"),
         (["compute.devices=0"], "at least 1"),
         (["compute=cpu", "compute.devices=-1"], "number of processes"),
