@@ -41,8 +41,8 @@ format: $(STAMP)  ## auto-fix with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## run the start-up benchmark
-	$(BIN)/python -m benchmarks.startup $(ARGS)
+bench: $(STAMP)  ## run the benchmarks that need only this machine
+	$(BIN)/python -m benchmarks $(ARGS)
 
 golden: $(STAMP)  ## update the golden files; then read the diff
 	$(BIN)/python -m pytest tests/test_golden.py tests/submit/test_job.py --update-golden

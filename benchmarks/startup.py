@@ -21,8 +21,8 @@ import sys, time
 import lightning as L
 def stop(self, trainer, *unused):
     raise SystemExit(0)
-from objrec.training.callbacks.history import Reporter
-Reporter.on_train_batch_end = stop
+from objrec.training.display.progress import TrainingProgress
+TrainingProgress.on_train_batch_end = stop
 sys.argv = ["train", *sys.argv[1:]]
 from objrec.train import main
 main()

@@ -39,16 +39,16 @@ def ours(root: Path, *, size: int, batch: int, steps: int) -> float:
     """Return images a second of one epoch's steps under the Trainer, the first two left out."""
     from objrec.config.load import load_config
     from objrec.training import fit as training
-    from objrec.training.resume import MidEpoch
+    from objrec.training.callbacks.checkpoint import MidEpochCheckpoint
 
     times: list[float] = []
-    original = MidEpoch.on_train_batch_end
+    original = MidEpochCheckpoint.on_train_batch_end
 
     def watch(self: Any, *args: Any) -> None:
         original(self, *args)  # the last callback of a step
         times.append(time.perf_counter())
 
-    MidEpoch.on_train_batch_end = watch  # type: ignore[method-assign]
+    MidEpochCheckpoint.on_train_batch_end = watch  # type: ignore[method-assign]
     options = [f"preprocess.image_size={size}", f"train.batch_size={batch}", "train.max_epochs=1", "augmentation=none"]
     try:
         with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
@@ -60,7 +60,7 @@ def ours(root: Path, *, size: int, batch: int, steps: int) -> float:
                 calibrate=lambda *_: {},
             )
     finally:
-        MidEpoch.on_train_batch_end = original  # type: ignore[method-assign]
+        MidEpochCheckpoint.on_train_batch_end = original  # type: ignore[method-assign]
     assert len(times) == steps
     return batch * (steps - 2) / (times[-1] - times[1])
 

@@ -12,6 +12,8 @@ from objrec.config.errors import did_you_mean
 
 MODEL = re.compile(r"^@register_model\b[^\n]*\ndef (\w+)\(", re.MULTILINE)
 RENAMED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)\}\)", re.MULTILINE | re.DOTALL)
+STEM = re.compile(r"^        self\.stem\b", re.MULTILINE)
+PATCHES = re.compile(r"^        self\.patch_embed\b", re.MULTILINE)
 KEY = re.compile(r"^\s*['\"]([\w.-]+)['\"]\s*:", re.MULTILINE)
 OWN = Path(__file__).parents[1] / "models" / "cifar_net.py"
 ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:", "timm/")  # names that timm resolves by other means
@@ -42,6 +44,15 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def has_patch_embedding(name: str) -> bool:
+    """Whether ``name`` surely cuts images into patches: timm's file that defines it has such models and no stems."""
+    architecture = name.partition(".")[0]
+    return any(
+        PATCHES.search(source) and not STEM.search(source) and architecture in MODEL.findall(source)
+        for source in _sources()
+    )
+
+
 @lru_cache(1)
 def model_names() -> frozenset[str]:
     """Return the names of models, old ones too; empty without timm."""
@@ -60,10 +71,15 @@ def _renamed() -> frozenset[str]:
     return frozenset(k for block in RENAMED.findall(_source()) for k in KEY.findall(block))
 
 
-@lru_cache(1)
 def _source() -> str:
+    return "\n".join(_sources())
+
+
+@lru_cache(1)
+def _sources() -> tuple[str, ...]:
+    """The text of each file that defines models; none without timm."""
     spec = find_spec("timm")
     if spec is None or spec.origin is None:
-        return ""
+        return ()
     files = [*sorted((Path(spec.origin).parent / "models").glob("*.py")), OWN]
-    return "\n".join(f.read_text(encoding="utf-8") for f in files)
+    return tuple(f.read_text(encoding="utf-8") for f in files)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from objrec.config.backbone_names import name_problem
+from objrec.config.backbone_names import has_patch_embedding, name_problem
 from objrec.config.errors import did_you_mean
 from objrec.config.metrics import LOGGED, mode_problem
 from objrec.config.schema import Config
@@ -55,6 +55,8 @@ def _backbone(config: Config) -> Iterator[str]:
     train, backbone = config.train, config.backbone
     if (problem := name_problem(backbone.name)) is not None:
         yield problem
+    elif backbone.small_input and has_patch_embedding(backbone.name):
+        yield f"backbone.small_input=true: {backbone.name} cuts images into patches and has no stem to change"
     if not backbone.frozen and train.freeze_epochs >= train.max_epochs:
         yield (
             f"train.freeze_epochs={train.freeze_epochs} leaves no epoch of {train.max_epochs} to train "

@@ -105,7 +105,7 @@ class Ingest(Section):
     max_wait: Annotated[Float, Field(ge=0), UNKEYED]
     connections: Annotated[Int, Field(ge=1, le=1000), UNKEYED]
     connections_per_host: Annotated[Int, Field(ge=1, le=1000), UNKEYED]
-    host_rate: Annotated[Float, Field(gt=0), UNKEYED] | None
+    host_rate: Annotated[Annotated[Float, Field(gt=0)] | None, UNKEYED]
     robots: bool
     allow_private_addresses: bool
 
@@ -219,7 +219,7 @@ class Train(Section):
     gradient_clip: Annotated[Float, Field(gt=0)] | None
     resume: Annotated[Literal["auto", "never"], UNKEYED]
     keep_checkpoints: bool
-    checkpoint_minutes: Annotated[Float, Field(gt=0), UNKEYED] | None
+    checkpoint_minutes: Annotated[Annotated[Float, Field(gt=0)] | None, UNKEYED]
     log_every_n_steps: Annotated[Int, Field(ge=1), UNKEYED]
     validate_every: Annotated[Int, Field(ge=1)]
     limit_batches: Annotated[Int, Field(ge=1)] | None

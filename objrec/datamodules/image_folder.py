@@ -1,4 +1,4 @@
-"""A LightningDataModule over split folders, ours or anyone's."""
+"""A LightningDataModule over split folders, ours or the user's own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ImageFolderDataModule(L.LightningDataModule):
     Args:
         train_dir, valid_dir, test_dir: split folders; the classes are those of ``train_dir``.
         predict_dir: images, in subfolders or not; their batches have no targets.
-        preprocessing: size, mean and std that the model expects.
+        preprocessing: what the model expects of an image.
         batch_size: per device.
         augmentation: of training batches.
         settings: caching, sampling and workers.
@@ -134,8 +134,9 @@ class ImageFolderDataModule(L.LightningDataModule):
         preprocessing, crop = self.preprocessing, None
         if name == "train":
             crop = self._crop
-            if crop is not None and self.settings.store_size is not None:
-                preprocessing = replace(preprocessing, size=max(self.settings.store_size, preprocessing.size))
+            if crop is not None:  # random boxes are cut from the whole square
+                size = max(self.settings.store_size or 0, preprocessing.size)
+                preprocessing = replace(preprocessing, size=size, crop_pct=1.0)
         chosen = self._chosen if name == "train" else np.arange(len(listing.names))
         source = self._source(listing, chosen, preprocessing, keep=name != "predict")
         targets = listing.targets[chosen] if name != "predict" else None
@@ -184,7 +185,7 @@ class ImageFolderDataModule(L.LightningDataModule):
             rank=rank,
             world=world,
         )
-        # worker processes begin to read before the Trainer tells the epoch
+        # worker processes begin to read before the Trainer sets the epoch
         sampler.epoch, sampler.start = self._position["epoch"], self._position["batch"]
         return self._loader(data, sampler)
 
@@ -242,7 +243,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         normalised = self.normalize(images)
         return normalised if targets is None else (normalised, targets)
 
-    def some(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def sample(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield up to ``count`` images from all over a split as the model sees them without augmentation.
 
         Returns:

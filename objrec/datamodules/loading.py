@@ -132,7 +132,7 @@ class ThreadedLoader:
 
     def __init__(self, data: ImageBatches, sampler: Sampler[Draw], *, threads: int, ahead: int, pin: bool) -> None:
         self.data, self.sampler = data, sampler
-        self.batch_sampler = None  # Lightning looks for both, to tell them the epoch
+        self.batch_sampler = None  # Lightning looks for both, to set their epoch
         self.threads, self.ahead, self.pin = threads, ahead, pin
 
     def __len__(self) -> int:

@@ -70,7 +70,8 @@ class DecodedStore:
 
 def store_key(content: str, preprocessing: Preprocessing) -> str:
     """What makes two stores the same: images and their order, preprocessing, and the code that does it."""
-    digest = hashlib.sha256(f"{content} {preprocessing.size} {preprocessing.interpolation} {PIL.__version__}".encode())
+    made = f"{preprocessing.size} {preprocessing.interpolation} {preprocessing.crop_pct}"
+    digest = hashlib.sha256(f"{content} {made} {PIL.__version__}".encode())
     for path in sorted(Path(*objrec.images.__path__).glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]

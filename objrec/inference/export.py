@@ -131,20 +131,25 @@ def preprocessing(card: ModelCard) -> dict[str, Any]:
     return {
         "steps": [
             "decode the image, apply its EXIF orientation, convert to RGB (transparent parts over grey 128)",
-            f"cut the largest central square and resize it to {card.input_size} x {card.input_size} pixels"
-            f" ({card.interpolation}, with antialiasing, as Pillow's resize does)",
+            f"cut the central square{_share(card.crop_pct)} and resize it to {card.input_size} x {card.input_size}"
+            f" pixels ({card.interpolation}, with antialiasing, as Pillow's resize does)",
             "divide by 255, subtract mean, divide by std, channel by channel",
             f"float32 tensor 'input' of shape (N, 3, {card.input_size}, {card.input_size}), RGB, any N",
             "'logits' has shape (N, classes): probabilities = softmax(logits / temperature)",
         ],
         "input_size": card.input_size,
         "interpolation": card.interpolation,
+        "crop_pct": card.crop_pct,
         "mean": card.mean,
         "std": card.std,
         "temperature": card.temperature,
         "class_names": card.class_names,
         "model_sha256": card.sha256,
     }
+
+
+def _share(crop_pct: float) -> str:
+    return f" of {crop_pct:g} of the shorter side" if crop_pct != 1 else " of the whole shorter side"
 
 
 def _check(

@@ -95,7 +95,7 @@ class Predictor:
         from objrec.images.decode import NotReduced
 
         data = image.read_bytes() if isinstance(image, Path) else image
-        cost = decoding_cost(data, max_pixels=self.max_pixels, target=self.card.input_size)
+        cost = decoding_cost(data, max_pixels=self.max_pixels, target=preprocessing.target)
         try:
             with budget.take(min(cost.memory, budget.size)):
                 return preprocessing.pixels(data, max_pixels=self.max_pixels, patient=False)

@@ -369,7 +369,7 @@ def _check_of(event: Mapping[str, Any]) -> str:
 
 
 def _check_same(known: ModelCard, new: ModelCard, place: Path) -> None:
-    meaning = ("class_names", "input_size", "mean", "std", "interpolation", "temperature")
+    meaning = ("class_names", "input_size", "mean", "std", "interpolation", "crop_pct", "temperature")
     differing = [name for name in meaning if getattr(known, name) != getattr(new, name)]
     if differing:
         raise UserError(

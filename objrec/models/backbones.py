@@ -1,16 +1,15 @@
-"""Backbones from timm, with the trained weights that a user names."""
+"""Backbones from timm."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import timm
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from objrec.config.errors import UserError, did_you_mean
+from objrec.images.preprocessing import FILTERS, Preprocessing
 from objrec.models import cifar_net  # noqa: F401  # makes itself known to timm
 
 
@@ -69,90 +68,23 @@ def usual_size(name: str) -> int | None:
     return None if default is None else int(default.input_size[-1])
 
 
-def input_constants(name: str) -> tuple[list[float], list[float]]:
-    """Return the mean and std per RGB channel that timm's weights for ``name`` were trained with."""
+def input_preprocessing(name: str, size: int, *, trained: bool) -> Preprocessing:
+    """Return the preprocessing that timm's weights for ``name`` were evaluated with.
+
+    Args:
+        size: pixels of the square input.
+        trained: whether there are trained weights; random ones have no crop or filter that they are used to, and see
+            the whole square.
+    """
     default = timm.get_pretrained_cfg(name)
-    if default is None:
-        return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as in torchvision's documentation
-    return [float(v) for v in default.mean], [float(v) for v in default.std]
-
-
-def load_pretrained(model: nn.Module, name: str) -> str:
-    """Copy timm's trained weights into ``model``, all but a head of another size; returns a report.
-
-    Raises:
-        UserError: the weights cannot be had (no network, none published).
-    """
-    cure = "set backbone.pretrained=false, or name a file: backbone.weights=PATH"
-    if timm.get_pretrained_cfg(name) is None or not timm.get_pretrained_cfg(name).has_weights:
-        raise UserError(f"backbone.pretrained=true: there are no trained weights for {name}; {cure}")
-    try:
-        trained = timm.create_model(name, pretrained=True)
-    except Exception as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"backbone.pretrained=true: the weights of {name} cannot be fetched ({first}); {cure}"
-        ) from error
-    return load_weights(model, trained.state_dict(), origin=f"timm's {name}")
-
-
-def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """Read a state dict from a safetensors file or a weights-only torch checkpoint. Nothing else is unpickled.
-
-    Raises:
-        UserError: the file is missing, damaged, or would need unpickling of code.
-    """
-    if not path.is_file():
-        raise UserError(f"backbone.weights={path}: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors: Mapping[str, Tensor] = load_file(path)
-            return tensors
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"backbone.weights={path}: neither safetensors nor a weights-only checkpoint ({first})"
-        ) from error
-    for inner in ("state_dict", "model", "model_state_dict"):
-        if isinstance(data, Mapping) and isinstance(data.get(inner), Mapping):
-            data = data[inner]
-    if not isinstance(data, Mapping) or not all(isinstance(v, Tensor) for v in data.values()):
-        raise UserError(f"backbone.weights={path}: holds no state dict")
-    return data
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> str:
-    """Copy the tensors that fit by name and shape; returns a report of those that did not.
-
-    A head of another size begins at zero (Kolesnikov et al., "Big Transfer", 2020): the random ones of some models
-    give logits so large that their gradients spoil the trained layers before the head has learnt.
-
-    Raises:
-        UserError: hardly anything fits: the weights are of another architecture.
-    """
-    own = model.state_dict()
-    weights = {k.removeprefix("module.").removeprefix("model."): v for k, v in weights.items()}
-    fit = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    other_shape = sorted(k for k in weights if k in own and own[k].shape != weights[k].shape)
-    missing = sorted(k for k in own if k not in weights)
-    unused = sorted(k for k in weights if k not in own)
-    if len(fit) < len(own) / 2:
-        raise UserError(
-            f"{origin}: only {len(fit)} of {len(own)} tensors fit; the weights are of another architecture "
-            f"(first that are missing: {', '.join(missing[:3]) or 'none'})"
-        )
-    model.load_state_dict(fit, strict=False)
-    if other_shape:
-        for parameter in head_of(model).parameters():
-            nn.init.zeros_(parameter)
-    said = [f"{origin}: {len(fit)} of {len(own)} tensors taken"]
-    for phrase, names in (("of another shape", other_shape), ("missing", missing), ("not used", unused)):
-        if names:
-            said.append(f"{len(names)} {phrase} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})")
-    return "; ".join(said)
+    if default is None:  # ImageNet's constants, as in torchvision's documentation
+        return Preprocessing(size=size, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    constants = Preprocessing(size=size, mean=[float(v) for v in default.mean], std=[float(v) for v in default.std])
+    if not trained:
+        return constants
+    filter_name = default.interpolation if default.interpolation in FILTERS else constants.interpolation
+    # some weights were evaluated with a border around the image: there is none to cut then
+    return replace(constants, interpolation=filter_name, crop_pct=min(1.0, float(default.crop_pct)))
 
 
 def _keep_resolution(model: nn.Module) -> None:

@@ -30,10 +30,11 @@ class ModelCard(BaseModel):
     Attributes:
         backbone: arguments of the backbone factory, ``name`` among them.
         class_names: in the order of the model's outputs.
-        input_size: pixels of the square input; ``mean``, ``std`` and ``interpolation`` as in ``Preprocessing``.
+        input_size: pixels of the square input; ``mean``, ``std``, ``interpolation`` and ``crop_pct`` as in
+            ``Preprocessing``.
         training_data_fingerprint: of the raw images behind ``train_dir``, as in ``Record``; so are the next three.
         metrics: of the exported (best) checkpoint on validation data, and its epoch.
-        unknown: the rule that tells images of none of the classes; see ``objrec.evaluation.unknown``.
+        unknown: the rule that rejects images of none of the classes; see ``objrec.evaluation.unknown``.
         temperature: probabilities are softmax(logits / temperature).
         files: sha256 of ``model.safetensors``, ``model.onnx`` and ``trained_on.txt.gz``.
     """
@@ -47,6 +48,7 @@ class ModelCard(BaseModel):
     mean: list[Finite] = Field(min_length=3, max_length=3)
     std: list[Positive] = Field(min_length=3, max_length=3)
     interpolation: str
+    crop_pct: float = Field(default=1.0, gt=0, le=1)  # models from before this field took the whole square
     training_data_fingerprint: str
     split_fingerprint: str | None = None
     crops_fingerprint: str | None = None
@@ -98,7 +100,13 @@ class ModelCard(BaseModel):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(size=self.input_size, mean=self.mean, std=self.std, interpolation=self.interpolation)
+        return Preprocessing(
+            size=self.input_size,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+        )
 
     @property
     def sha256(self) -> str:

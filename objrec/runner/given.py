@@ -30,7 +30,13 @@ def steps_given(steps: Sequence[Step], config: Config) -> dict[str, str]:
         UserError: inputs that do not go together, are missing or are not there, with everything that is wrong.
     """
     have = {name: str(value) for name in INPUTS if (value := lookup(config, name)) is not None}
-    if problems := [*_outputs(config), *_combination(have), *_places(have), *_missing(steps, have)]:
+    if problems := [
+        *_outputs(config),
+        *_combination(have),
+        *_places(have),
+        *_files(steps, config),
+        *_missing(steps, have),
+    ]:
         raise UserError(problems)
     setting = next((name for name in GIVEN if name in have), None)
     return {} if setting is None else dict.fromkeys(GIVEN[setting], f"{setting} is given")
@@ -70,6 +76,13 @@ def _places(have: dict[str, str]) -> list[str]:
         for name, value in have.items()
         if not Path(value).is_dir()
     ]
+
+
+def _files(steps: Sequence[Step], config: Config) -> list[str]:
+    """Name files of later steps, such as ``backbone.weights``, that are not there."""
+    keys = {port.config for step in steps for port in step.inputs if port.kind == "file" and port.config is not None}
+    named = {key: lookup(config, key) for key in sorted(keys)}
+    return [f"{k}={v}: there is no such file" for k, v in named.items() if v is not None and not Path(v).is_file()]
 
 
 def _missing(steps: Sequence[Step], have: dict[str, str]) -> list[str]:

@@ -68,7 +68,7 @@ class Memory:
         """Return what decoding an upload's image will take. Raises RequestError, 413 where that is never there."""
         data = handler.image_of(upload)
         with handler.image_errors():
-            cost = decoding_cost(data, max_pixels=predictor.max_pixels, target=predictor.card.input_size)
+            cost = decoding_cost(data, max_pixels=predictor.max_pixels, target=predictor.card.preprocessing.target)
         if cost.memory > self.decoding.size:
             raise self._too_large(cost.memory)
         return cost

@@ -57,7 +57,7 @@ STEP = make_step(
         "train",
         "datamodule",
         "preprocess.image_size",
-        "images",
+        "images.max_pixels",
         "runs_dir",
         "cache_dir",
         "seed",

@@ -19,10 +19,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from objrec.config.errors import UserError
 from objrec.config.metrics import with_mode
 from objrec.datamodules.sampling import InOrder
-from objrec.training.callbacks.history import not_logged, was_validated
-from objrec.training.callbacks.progressive_resize import ProgressiveResize
-from objrec.training.finetuning import Freeze, parameter_groups
+from objrec.training.callbacks.freeze import Freeze
 from objrec.training.instantiate import instantiate
+from objrec.training.logged_metrics import not_logged, was_validated
+from objrec.training.parameter_groups import parameter_groups
+from objrec.training.progressive_resize import ProgressiveResize
 from objrec.training.schedulers import momentum_cycle
 
 LOWER_IT = "lower train.learning_rate, set train.gradient_clip=1, or compute.precision=32"
@@ -148,7 +149,7 @@ class Classifier(L.LightningModule):
         self.val_metrics.update(logits, targets)
 
     def _own(self, batch_idx: int, size: int) -> Tensor:
-        """Tell which images of this process's batch are no repeats of another's: see ``InOrder``."""
+        """Return which images of this process's batch are no repeats of another's: see ``InOrder``."""
         data: Any = self.trainer.datamodule
         count = len(data.listings["valid"].names)
         order = InOrder(count, data.batch_size, rank=self.global_rank, world=self.trainer.world_size)
@@ -174,7 +175,7 @@ class Classifier(L.LightningModule):
             self.log(name, value, prog_bar=name in ("train/loss", "val/loss", "val/acc"), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_finite()  # nothing is carried on from weights that are lost
+        self.check_finite()  # nothing can be resumed from weights that are lost
         checkpoint["train_totals"] = self._train.cpu()
         checkpoint["max_epochs"] = self.trainer.max_epochs
         checkpoint["stopped"] = self.trainer.should_stop
@@ -199,7 +200,7 @@ class Classifier(L.LightningModule):
                 group["lr"] = rate
 
     def _spans_run(self) -> bool:
-        """Whether the scheduler is told how many steps the whole training has."""
+        """Whether the scheduler depends on the number of steps of the whole training."""
         node = self.scheduler_node
         return node.get("total_steps") == "auto" or node["_target_"].endswith(("CosineWarmup", "LinearDecay"))
 

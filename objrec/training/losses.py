@@ -19,7 +19,7 @@ class ClassificationLoss(nn.Module):
     Args:
         label_smoothing: in [0, 1).
         gamma: of the focal loss; 0 is cross-entropy.
-        class_weights: one for each class, or None. Aan image weighs what its target classes weigh in the mean of its
+        class_weights: one for each class, or None. An image weighs what its target classes weigh in the mean of its
             shares of them, and the loss is the weighted mean over the batch.
     """
 

@@ -1,26 +1,20 @@
-"""Resuming a training: what its checkpoints belong to, and when they are written."""
+"""Resuming a training: its folder of checkpoints, and which settings and data they belong to."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import lightning as L
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from objrec.config.errors import UserError
 from objrec.system.files import read_json, write_json
 
 OWN = ("settings.sha256", "found.json", ".found.json", "mlflow_run")
 CURVES = ("metrics.csv", "per_class.csv", "curves.png", "batch.png", "lr_finder.png", "settings.json")
-TERMINATED = 143  # exit status after SIGTERM, as a shell counts it
 
 
 @dataclass(frozen=True)
@@ -122,60 +116,3 @@ def _clear(training_dir: Path) -> None:
     for name in CURVES:
         (training_dir / name).unlink(missing_ok=True)
     shutil.rmtree(training_dir / "logs", ignore_errors=True)
-
-
-class MidEpoch(L.Callback):
-    """Write the last checkpoint within an epoch too: every some minutes, and on SIGTERM.
-
-    With several processes the first writes; the sums behind the epoch's training metrics are then its own share.
-
-    Args:
-        minutes: between two; None: on SIGTERM only.
-    """
-
-    def __init__(self, path: Path, minutes: float | None) -> None:
-        self.path = path
-        self.minutes = minutes
-        self._written = time.monotonic()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._written = time.monotonic()  # the end of the epoch before has just been written
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *unused: Any) -> None:
-        due = self.minutes is not None and time.monotonic() - self._written > 60 * self.minutes
-        if due and trainer.is_global_zero and not _at_end(trainer):
-            self._write(trainer)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.is_global_zero and not _at_end(trainer):
-            self._write(trainer)
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["folder"] = os.path.realpath(self.path.parent)
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let checkpoint callbacks find their files where the folder is now: a run folder may have been moved."""
-        checkpoint["callbacks"] = _moved(
-            checkpoint["callbacks"], checkpoint["folder"], os.path.realpath(self.path.parent)
-        )
-
-    def _write(self, trainer: L.Trainer) -> None:
-        # not trainer.save_checkpoint, which waits for the other processes
-        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        trainer.strategy.save_checkpoint(state, self.path)
-        self._written = time.monotonic()
-
-
-def _at_end(trainer: L.Trainer) -> bool:
-    """Whether the epoch's last batch is done: then its own checkpoint is about to come, or has come."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    # within an accumulation the gradients so far are in no checkpoint
-    return done in (0, trainer.num_training_batches) or done % trainer.accumulate_grad_batches != 0
-
-
-def _moved(state: Any, old: str, new: str) -> Any:
-    if isinstance(state, dict):
-        return {_moved(k, old, new): _moved(v, old, new) for k, v in state.items()}
-    if isinstance(state, str) and (state == old or state.startswith(f"{old}/")):
-        return new + state[len(old) :]
-    return state

@@ -1,26 +1,75 @@
-"""Trials before a training: which batch size fits and is fast, which learning rate suits."""
+"""Measurements before a training: which batch size fits and is fast, which learning rate suits."""
 
 from __future__ import annotations
 
 import math
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from objrec.config.errors import UserError
+from objrec.config.schema import Config
 from objrec.datamodules.image_folder import ImageFolderDataModule
+from objrec.training.build import StepSize, make_classifier
 from objrec.training.classifier import Classifier
 from objrec.training.hardware import Hardware, is_out_of_memory
+from objrec.training.resume import Checkpoints
 
 SMALLEST, LARGEST = 8, 4096
 STEPS_AN_EPOCH = 10  # at least: larger batches learn nothing from a small data set
 GPU_SHARE = 0.8  # of its memory; the rest is for validation and fragments
 NEARLY_BEST = 0.95  # of the highest speed on a CPU: the smallest batch that reaches it is taken
+
+
+def tune(config: Config, hardware: Hardware, data: ImageFolderDataModule, checkpoints: Checkpoints) -> StepSize:
+    """Return batch size and learning rate, measured where asked to, and set the batch size of ``data``.
+
+    A resumed training keeps what was measured before.
+
+    Raises:
+        UserError: several processes would each find something else.
+    """
+    found = checkpoints.found
+    if config.train.batch_size == "auto":
+        _require_one_process("train.batch_size=auto", config)
+        if "batch_size" not in found:
+            size = find_batch_size(
+                lambda: make_classifier(config, data, StepSize(1, config.train.learning_rate)),
+                hardware,
+                image_size=config.preprocess.image_size,
+                images=len(data.train_targets),
+                memory=config.train.memory_limit,
+            )
+            checkpoints.remember(found := {**found, "batch_size": size})
+        print(f"train.batch_size=auto: {found['batch_size']}", flush=True)
+    steps = StepSize(int(found.get("batch_size", config.train.batch_size)), config.train.learning_rate)
+    data.batch_size = steps.batch_size
+    if config.train.find_lr:
+        _require_one_process("train.find_lr=true", config)
+        if "learning_rate" not in found:
+            L.seed_everything(config.seed, workers=True, verbose=False)
+            image = checkpoints.folder.parent / "lr_finder.png"
+            rate = find_learning_rate(make_classifier(config, data, steps), data, hardware, image)
+            checkpoints.remember(found := {**found, "learning_rate": rate})
+        steps = replace(steps, learning_rate=found["learning_rate"])
+        print(f"train.find_lr=true: {steps.learning_rate:g}, see training/lr_finder.png", flush=True)
+    return steps
+
+
+def _require_one_process(setting: str, config: Config) -> None:
+    devices, compute = config.compute.devices, config.compute
+    several_gpus = compute.accelerator != "cpu" and devices in ("auto", -1) and torch.cuda.device_count() > 1
+    listed = len(devices) > 1 if isinstance(devices, list) else devices not in ("auto", -1, 1)
+    if compute.num_nodes > 1 or listed or several_gpus or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{setting} measures in one process: find the value with compute.devices=1, then set it")
 
 
 def find_batch_size(

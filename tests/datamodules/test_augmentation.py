@@ -131,7 +131,7 @@ def test_operations_are_those_of_torchvision_for_each_image_of_a_batch() -> None
     for name, strength, before, after in zip(names, strengths, images, out, strict=True):
         expected = TORCHVISION[name](tv, before, strength)
         differ = (after.int() - expected.int()).abs() > 1
-        # a movement to the nearest pixel: where a place lies on the edge of two, rounding decides
+        # a movement to the nearest pixel: where a place is on the edge of two, rounding decides
         assert differ.float().mean() < (0.02 if name in MOVES else 1e-9), (name, strength)
 
 
@@ -187,7 +187,7 @@ def test_mixup_and_cutmix_take_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["augmentation.scale=[0.9,0.1]"], "from the smallest to the largest"),
         (["augmentation=none", "augmentation.name=rand"], "needs num_ops, magnitude"),
@@ -196,6 +196,6 @@ def test_mixup_and_cutmix_take_turns() -> None:
         (["datamodule.num_workers=many"], "num_workers"),
     ],
 )
-def test_a_mistake_is_told(overrides: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_mistake_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_config(overrides)

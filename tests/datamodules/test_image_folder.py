@@ -299,9 +299,9 @@ def test_reading_lets_go_of_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     most = 0
     for i in range(count):
         assert store[i].min() == 1
-        if i % 10 == 9:  # the system takes a while to tell
+        if i % 10 == 9:  # the system takes a while to report it
             most = max(most, mapped_bytes(tmp_path / "key" / "pixels.u8"))
-    assert 0 < most < 6_000_000  # an image brings in what lies around it, up to 2 MB at either end
+    assert 0 < most < 6_000_000  # an image brings in what is around it, up to 2 MB at either end
 
 
 def mapped_bytes(path: Path) -> int:

@@ -39,6 +39,7 @@ def change(model: Path, **fields: Any) -> None:
         *[("mean", v) for v in ([0.5, 0.5], [0.5] * 4, [0.5, 0.5, float("nan")])],
         *[("std", v) for v in ([0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0.5, -1], [0.5, 0.5, float("inf")])],
         ("interpolation", "foo"),
+        *[("crop_pct", v) for v in (0, 1.2, float("nan"))],
         *[("temperature", v) for v in (0, -1, float("nan"), float("inf"))],
         *[("class_names", v) for v in (["a", "b", "a"], ["a", "", "b"], ["a"])],
         *[("unknown", v) for v in ({}, [], {"score": "energy"}, {"score": "x", "threshold": 0.5})],
@@ -57,7 +58,7 @@ def test_cards_that_this_program_wrote_load(model: Path) -> None:
     change(model, unknown=rule, quantization={"precision": "int8"}, metrics={"val/loss": float("nan")})
     assert ModelCard.load(model).unknown is not None
     card = json.loads((model / "model.json").read_text())
-    for name in ("format_version", "temperature", "unknown"):
+    for name in ("format_version", "temperature", "unknown", "crop_pct"):
         del card[name]
     (model / "model.json").write_text(json.dumps(card))
     assert ModelCard.load(model).temperature == 1.0

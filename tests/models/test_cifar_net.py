@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from objrec.models import cifar_net
-from objrec.training import fit as training
-from objrec.training import muon
+from objrec.training import muon, trainer
 from objrec.training import schedulers as schedules
 
 
@@ -126,4 +125,4 @@ def test_the_rate_rises_and_falls_to_zero_at_the_last_step() -> None:
 
 @pytest.mark.parametrize(("every", "epochs", "expected"), [(5, 30, 5), (5, 3, 3), (5, 12, 4), (5, 7, 1), (1, 9, 1)])
 def test_the_last_epoch_is_always_validated(every: int, epochs: int, expected: int) -> None:
-    assert training._epochs_between_validations(every, epochs) == expected
+    assert trainer._epochs_between_validations(every, epochs) == expected

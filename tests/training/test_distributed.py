@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from helpers.training import QUIET, make_data, train
 
+from objrec.models.card import ModelCard
+
 pytestmark = QUIET
 RECIPE = ["backbone.name=test_convnext", "train.max_epochs=2", "augmentation=none", "compute.precision=32"]
 RECIPE += ["optimizer=sgd", "train.freeze_epochs=1", "train.ema=0.5", "train.label_smoothing=0.0"]
 
 
-def run_rank(rank: int, port: int, data: Path, folder: Path, precision: list[str]) -> None:
+def run_rank(rank: int, port: int, data: Path, folder: Path, options: list[str]) -> None:
     """One process as a launcher starts it; it inherits the imports of the test."""
     import torch
 
@@ -30,7 +32,27 @@ def run_rank(rank: int, port: int, data: Path, folder: Path, precision: list[str
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    train(data, folder / "model", *precision, "compute.devices=2", "train.batch_size=4")
+    train(data, folder / "model", *options, "compute.devices=2", "train.batch_size=4")
+
+
+def train_in_two(data: Path, folder: Path, options: list[str]) -> Path:
+    """Train with two processes; returns the model folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=run_rank, args=(r, port, data, folder, options)) for r in range(2)]
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(120)
+    finally:
+        for process in ranks:
+            process.kill()
+    logs = "".join((folder / f"rank{r}.log").read_text() for r in range(2))
+    assert [process.exitcode for process in ranks] == [0, 0], logs
+    return folder / "model"
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -38,18 +60,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", train=20, valid=8)
     next((data / "valid" / "red").glob("*.png")).unlink()
     train(data, tmp_path / "one", *RECIPE, "train.batch_size=8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run_rank, args=(r, port, data, tmp_path, RECIPE)) for r in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    logs = "".join((tmp_path / f"rank{r}.log").read_text() for r in range(2))
-    assert [process.exitcode for process in ranks] == [0, 0], logs
-    compare(tmp_path / "one", tmp_path / "model")
+    compare(tmp_path / "one", train_in_two(data, tmp_path, RECIPE))
+
+
+def test_remainders_of_two_processes_train(tmp_path: Path) -> None:
+    """17 images and batch norm: 9 for each process in batches of 4, no batch of one image, the last step half full."""
+    data = make_data(tmp_path / "data", train=9, valid=2)
+    next((data / "train" / "red").glob("*.png")).unlink()
+    model = train_in_two(data, tmp_path, ["train.max_epochs=1", "train.accumulate=2"])
+    assert ModelCard.load(model).metrics["epoch"] == 0
 
 
 def compare(one: Path, two: Path) -> None:

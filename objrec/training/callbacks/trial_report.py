@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import lightning as L
 
-from objrec.training.callbacks.history import was_validated
+from objrec.training.logged_metrics import was_validated
 
 # (epoch from 0, metrics such as val/acc); raises to end the training
 EpochListener = Callable[[int, Mapping[str, float]], None]

@@ -1,4 +1,4 @@
-"""Aan image of the first training batch, as the model sees it: people look rather than read."""
+"""An image of the first training batch, as the model sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loggers beside ``metrics.csv``, each told the settings of the run; a run that is carried on stays one run."""
+"""Loggers beside ``metrics.csv``, each with the settings of the run; a resumed run stays one run."""
 
 from __future__ import annotations
 

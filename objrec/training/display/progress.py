@@ -1,4 +1,4 @@
-"""How a training goes, for whoever looks: a bar on a terminal, lines elsewhere, numbers for the pipeline's display."""
+"""Progress of a training: a bar on a terminal, lines elsewhere, numbers for the pipeline's display."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from objrec.system.progress import report
-from objrec.training.callbacks.history import was_validated
+from objrec.training.logged_metrics import was_validated
 
 REFRESH = 0.2  # seconds between two looks; reading the loss from a GPU oftener would hold it up
 
@@ -32,7 +32,7 @@ class TrainingProgress(L.Callback):
         self._training = 0.0  # seconds of this epoch without validation
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = self._epoch_began = time.monotonic()  # one that is carried on may begin within an epoch
+        self._began = self._epoch_began = time.monotonic()  # a resumed one may begin within an epoch
         self._steps = self._images = 0
         if self.on_terminal and trainer.is_global_zero:
             self._bar = _bar()
@@ -83,12 +83,12 @@ class TrainingProgress(L.Callback):
         planned, done = batches * (trainer.max_epochs or 1), batches * trainer.current_epoch + batch
         self._todo = planned - done
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        accuracy = trainer.callback_metrics.get("val/acc")
-        told = "" if accuracy is None else f", val/acc {accuracy:.3f}"
-        report(done, planned, f"steps, {epoch}, {self._speed():.0f} images/s{told}, {self._left()}")
+        value = trainer.callback_metrics.get("val/acc")
+        accuracy = "" if value is None else f", val/acc {value:.3f}"
+        report(done, planned, f"steps, {epoch}, {self._speed():.0f} images/s{accuracy}, {self._left()}")
         if self._bar is not None:
             loss = "" if self._loss is None else f"loss {self._loss.item():.3f}, "
-            text = f"{self._speed():.0f} images/s, {loss}{told.removeprefix(', ') or 'val/acc -'}, {self._left()}"
+            text = f"{self._speed():.0f} images/s, {loss}{accuracy.removeprefix(', ') or 'val/acc -'}, {self._left()}"
             self._bar.update(self._task, completed=batch, total=batches, epoch=epoch, text=text)
             self._bar.refresh()
 
