@@ -80,8 +80,12 @@ class WebStore:
                 if self.has(sha256):
                     return
             else:
-                with os.fdopen(handle, "wb", buffering=0) as file:
-                    file.write(data)
+                try:
+                    with os.fdopen(handle, "wb") as file:  # buffered: writes all of it or raises
+                        file.write(data)
+                except OSError:
+                    path.unlink(missing_ok=True)  # half an image is of no use to a disk that is full
+                    raise
                 return
 
     def has(self, sha256: str) -> bool:
