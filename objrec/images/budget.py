@@ -217,7 +217,7 @@ class MemoryShare:
         """Enter ``alone`` where decoding costs more than the share.
 
         Raises:
-            ImageError: as ``decoding_cost``, and where it costs more than there is.
+            ImageError: it costs more than there is.
         """
         if (
             data[:8] == PNG
@@ -225,7 +225,9 @@ class MemoryShare:
         ):
             yield  # as most do: to open a small one costs as much as to decode it
             return
-        memory = decoding_cost(data, max_pixels=max_pixels, target=target).memory
+        memory = 0
+        with contextlib.suppress(ImageError):  # what is wrong with its header is for the decoder to say
+            memory = decoding_cost(data, max_pixels=max_pixels, target=target).memory
         if memory > self.most:
             raise ImageError(
                 "too_large", f"decoding it takes {memory >> 20} MiB of memory, and it may take {self.most >> 20}"

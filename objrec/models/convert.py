@@ -29,6 +29,7 @@ def convert(checkpoint: Path, backbone: str, out: Path) -> None:
 
     from objrec.models.backbones import build_backbone, read_weights
     from objrec.system import outputs
+    from objrec.system.files import permit
 
     if problems := outputs.check({"OUT": (out, "file")}, {"CHECKPOINT": checkpoint}):
         raise UserError(problems)
@@ -38,6 +39,7 @@ def convert(checkpoint: Path, backbone: str, out: Path) -> None:
     tensors = renamed(source, model.state_dict())
     with outputs.placed("OUT", out, "file") as place:
         save_file(tensors, place)
+        permit(place)
     print(f"{out}: {len(source)} tensors of {backbone}")
 
 
