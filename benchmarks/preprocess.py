@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,13 @@ def work(job: tuple[str, list[str], int, str]) -> float:
     name, paths, size, out = job
     begin = time.perf_counter()
     if name == STEP:
+        from objrec.images.budget import MemoryShare
         from objrec.preprocess.crop import crop_file
 
+        share = MemoryShare.among(1)
         for path in paths:
-            found = crop_file(path, f"{out}/{Path(path).name}", size=size, quality=QUALITY, max_pixels=1 << 40)
+            target, limits = f"{out}/{Path(path).name}", {"max_pixels": 1 << 40, "share": share}
+            found = crop_file(path, target, nullcontext, size=size, quality=QUALITY, **limits)
             assert not found.problem, found
     else:
         for path in paths:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from objrec.config.errors import UserError
+from objrec.config.space import why_full
 
 INTERRUPTED = 130
 
@@ -15,14 +17,16 @@ INTERRUPTED = 130
 def guard(action: Callable[[], int | None], *, catch_all: bool = False) -> int:
     """Run ``action`` and return its exit status: 2 for a user's mistake, 130 for Ctrl-C.
 
-    A file or folder that cannot be used as it should (read-only, unreadable, of another kind) is a user's mistake too.
+    A file or folder that cannot be used as it should (read-only, unreadable, of another kind) is a user's mistake too,
+    and so is a full disk.
     A defect of ours raises, or with ``catch_all`` prints its traceback and returns 1.
     With ``OBJREC_DEBUG=1`` the traceback of a user's mistake is shown too.
     """
     try:
         return action() or 0
     except UserError as error:
-        return _say(error.messages)
+        full = None if "no space left on" in str(error) else why_full(error)
+        return _say([*error.messages, *([full] if full else [])])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -30,6 +34,8 @@ def guard(action: Callable[[], int | None], *, catch_all: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         return 1
     except Exception as error:
+        if (full := why_full(error)) is not None:
+            return _say([full])
         if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
             return _say([f"{error.filename}: {error.strerror}"])
         if not catch_all:
@@ -42,8 +48,9 @@ def _say(messages: Sequence[str]) -> int:
     """Print a user's mistakes, below a handler that still holds their exception."""
     if os.environ.get("OBJREC_DEBUG"):
         traceback.print_exc()
-    for message in messages:
-        print(f"error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be a file on the disk that is full
+        for message in messages:
+            print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
 
 

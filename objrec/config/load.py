@@ -13,6 +13,7 @@ from objrec.config.diagnose import check_nodes, diagnose, explain, illegal_addit
 from objrec.config.errors import UserError
 from objrec.config.rules import training_problems
 from objrec.config.schema import Config
+from objrec.config.space import remember_places
 
 __all__ = ["check_command_line", "config_dir", "dump", "load_config", "quote_path", "register_resolvers", "validate"]
 
@@ -37,6 +38,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     config, more = validate(data)
     if problems or more or config is None:
         raise UserError([*problems, *more])
+    remember_places(config)
     return config
 
 

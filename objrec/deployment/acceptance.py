@@ -21,7 +21,7 @@ from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 from objrec.inference.smoke import IMAGES
-from objrec.system.files import write_atomically
+from objrec.system.files import permit, write_atomically
 
 if TYPE_CHECKING:
     from objrec.inference.predictor import Predictor
@@ -104,7 +104,8 @@ def try_model(
     )
     path = smoke_file(registry_dir, predictor.card.sha256)
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, smoke.dumps())
+    permit(path.parent, 0o700)  # images of the test set, which may be private
+    write_atomically(path, smoke.dumps(), mode=0o600)
     return found.model_dump()
 
 

@@ -37,6 +37,7 @@ def run(asked: dict[str, Any]) -> None:
     settings = ServiceSettings(**asked["settings"])
     registry_dir = Path(settings.registry_dir)
     os.chdir(registry_dir)
+    os.umask(0o077)  # the log has addresses of clients, what is kept their images
     logs.set_up(log_file(registry_dir))
     try:
         try:

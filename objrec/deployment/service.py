@@ -255,7 +255,8 @@ def _start(settings: ServiceSettings, registry_dir: Path) -> Service:
     from objrec.serving.settings import LOADING
 
     root = str(Path(__file__).resolve().parents[2])
-    with error_file(registry_dir).open("wb") as errors:
+    error_file(registry_dir).unlink(missing_ok=True)
+    with os.fdopen(os.open(error_file(registry_dir), os.O_WRONLY | os.O_CREAT, 0o600), "wb") as errors:
         launched = subprocess.run(
             [sys.executable, "-m", "objrec.deployment.daemon"],
             input=json.dumps(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from objrec.images.decode import FINER, open_checked
+from objrec.images.decode import FINER, ImageError, open_checked
 
 PASSING: Final = 64  # who asks for no more than that part of a budget does not queue behind those who ask for more
 UNKNOWN_MEMORY: Final = 2**30  # taken for available where the system does not say
@@ -27,6 +29,7 @@ SEGMENTS: Final = 1000  # of metadata; after more the header is left to Pillow
 FRAMES: Final = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # markers of a JPEG's frame header
 PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 SCAN: Final = 0xDA
+PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,50 @@ class Budget:
             if granted.set_running_or_notify_cancel():
                 self.free -= cost
                 granted.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShare:
+    """What one of several processes may take for decoding: half of the memory is shared out, half is for the large.
+
+    Attributes:
+        each: bytes that each process may take at any time.
+        most: bytes that one process at a time may take.
+    """
+
+    each: int
+    most: int
+
+    @classmethod
+    def among(cls, processes: int) -> MemoryShare:
+        """Of half of what is available now."""
+        half = available_memory() // 4
+        return cls(max(half // processes, SMALL), half)
+
+    @contextlib.contextmanager
+    def hold(
+        self, data: bytes, alone: Callable[[], AbstractContextManager[None]], *, max_pixels: int, target: int | None
+    ) -> Iterator[None]:
+        """Enter ``alone`` where decoding costs more than the share.
+
+        Raises:
+            ImageError: it costs more than there is.
+        """
+        if (
+            data[:8] == PNG
+            and WIDE * math.prod(struct.unpack_from(">II", data[:24].ljust(24, b"\xff"), 16)) < self.each
+        ):
+            yield  # as most do: to open a small one costs as much as to decode it
+            return
+        memory = 0
+        with contextlib.suppress(ImageError):  # what is wrong with its header is for the decoder to say
+            memory = decoding_cost(data, max_pixels=max_pixels, target=target).memory
+        if memory > self.most:
+            raise ImageError(
+                "too_large", f"decoding it takes {memory >> 20} MiB of memory, and it may take {self.most >> 20}"
+            )
+        with alone() if memory > self.each else contextlib.nullcontext():
+            yield
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from objrec.images.decode import ImageError
-from objrec.ingest.pool import ExaminerDied, ExaminerPool
+from objrec.ingest.examiner import ExaminerDied, ExaminerPool
 from objrec.ingest.selection import CandidateOutcome, CandidateSelection
 from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate, LocalSource, Source, SourceStopped
@@ -87,6 +87,7 @@ class LocalAcquire:
         if refused := demands.refusal(candidate):
             return CandidateOutcome(candidate=candidate, status=refused[0], reason=refused[1])
         read = functools.partial(self._source.read, candidate, max_bytes=demands.max_bytes)
+        await self._examiners.room()
         try:
             data = await asyncio.get_running_loop().run_in_executor(self._threads, read)
             image = await self._examiners.examine("target", candidate.class_name, data)

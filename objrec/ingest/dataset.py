@@ -15,12 +15,12 @@ from typing import Any
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
 from objrec.ingest.collect import Acquire, Collector, Demands, LocalAcquire, offers_of
-from objrec.ingest.pool import ExaminerPool
+from objrec.ingest.examiner import ExaminerPool
 from objrec.ingest.progress import IngestProgress, asked, yield_table
 from objrec.ingest.report import write_attribution, write_report
 from objrec.ingest.selection import CandidateSelection, file_of, row_of
 from objrec.ingest.store import WebStore
-from objrec.ingest.web import Web, setup_of
+from objrec.ingest.web import Web, examiner_of
 from objrec.sources.base import Candidate, LocalSource, Source
 from objrec.sources.build import build_sources, nodes_of, uses_web
 from objrec.system.cores import available_cores
@@ -36,7 +36,8 @@ def build(config: Config, source_path: Path | None, target: Path) -> None:
         UserError: a source cannot be used as configured, or a class ended without any image.
     """
     wanted = config.ingest.num_images
-    selection, class_names, notes, untaken = asyncio.run(_collect(config, source_path, target))
+    with ExaminerPool(examiner_of(config, target)) as examiners:
+        selection, class_names, notes, untaken = asyncio.run(_collect(config, source_path, target, examiners))
     _check(selection, class_names, config, notes)
     rows = list(selection.rows())
     with (target / "manifest.jsonl").open("w", encoding="utf-8") as file:
@@ -53,7 +54,7 @@ def build(config: Config, source_path: Path | None, target: Path) -> None:
 
 
 async def _collect(
-    config: Config, source_path: Path | None, target: Path
+    config: Config, source_path: Path | None, target: Path, examiners: ExaminerPool
 ) -> tuple[CandidateSelection, Sequence[str], list[str], list[Row]]:
     """Fill a selection and put the kept images in place.
 
@@ -64,7 +65,6 @@ async def _collect(
     context: dict[str, Any] = {"seed": config.seed} | ({} if source_path is None else {"path": source_path})
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(available_cores()))
-        examiners = await stack.enter_async_context(ExaminerPool(setup_of(config, target)))
         web = await stack.enter_async_context(Web(config, examiners)) if uses_web(config.source) else None
         if web is not None:
             context |= {"api": web.api, "contact": settings.contact}

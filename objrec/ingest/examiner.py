@@ -1,39 +1,47 @@
-"""``python -m objrec.ingest.examiner``: a process that examines images and writes the good ones.
+"""The processes that examine images and write the good ones, and the event loop's way to them.
 
-What decodes bytes from outside runs here and not where the downloads are: bytes that crash a decoder end this process
-alone, and several of them keep several cores busy. ``objrec.ingest.pool`` starts it and says what it reads and writes.
-
-Standard input: a line of JSON with the fields of ``Setup``, then for each image a line of JSON ``[way, name, size]``
-and ``size`` bytes. ``way`` is ``store``, with the URL as name, or ``target``, with the class. Standard output: an empty
-line when ready, then a line of JSON for each image in turn: ``{"image": fields}``, ``{"status", "reason"}`` or
-``{"fault": traceback}``.
+What decodes bytes from outside runs there and not where the downloads are: bytes that crash a decoder cost themselves
+alone, and several processes keep several cores busy.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
-import json
-import os
-import signal
-import traceback
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final, Self
 
+from objrec.images.budget import MemoryShare
 from objrec.images.decode import ImageError
-from objrec.ingest.examine import examine
+from objrec.images.hashing import HASHED
+from objrec.ingest.examine import ExaminedImage, examine
 from objrec.ingest.selection import file_of
 from objrec.ingest.store import WebStore
-from objrec.system.processes import die_with_parent
+from objrec.system.cores import available_cores
+from objrec.system.pool import Alone, Failed, Lost, WorkerPool
+
+ROOM: Final = 64 << 20  # bytes in waiting above which no more should be downloaded
+PATIENCE: Final = 60.0  # seconds for an image
+Job = tuple[str, str, bytes]  # way, name, image
+Verdict = ExaminedImage | tuple[str, str]  # or status and reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What holds for all images of a run.
+class ExaminerDied(Exception):
+    """The process ended over an image; another time it may not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examiner:
+    """Examines images and puts the good ones where they belong. Holds for all images of a run.
 
     Attributes:
         target: folder of the data set.
         store: folder of the store, with ``limits`` as there.
+        share: memory for decoding.
     """
 
     max_pixels: int
@@ -41,52 +49,106 @@ class Setup:
     target: str
     store: str
     limits: str
+    share: MemoryShare
 
-
-class Examiner:
-    """Examines images and puts the good ones where they belong."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-
-    def examine(self, way: str, name: str, data: bytes) -> dict[str, Any]:
-        """Return what standard output says of an image."""
+    def __call__(self, job: Job, alone: Alone) -> Verdict:
+        """Examine an image and keep it: in the store, with its URL as name, or in the target, with its class."""
+        way, name, data = job
         try:
-            image = examine(data, max_pixels=self._setup.max_pixels, min_size=self._setup.min_size)
+            with self.share.hold(data, alone, max_pixels=self.max_pixels, target=HASHED):
+                image = examine(data, max_pixels=self.max_pixels, min_size=self.min_size)
         except ImageError as error:
             if way == "store":
                 self._store.record(name, status=error.status, reason=error.reason)
-            return {"status": error.status, "reason": error.reason}
+            return error.status, error.reason
         if way == "store":
             # The row is first: an image that is there whole is known, whenever this process is killed.
             self._store.record(name, image=image)
             self._store.write(image.sha256, data)
         else:
-            Path(self._setup.target, file_of(name, image)).write_bytes(data)
-        return {"image": asdict(image)}
+            Path(self.target, file_of(name, image)).write_bytes(data)
+        return image
 
     @functools.cached_property
     def _store(self) -> WebStore:
         """Opened with the first download: by then the parent has made it."""
-        return WebStore(Path(self._setup.store), limits=self._setup.limits)
+        return WebStore(Path(self.store), limits=self.limits)
 
 
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
-    die_with_parent()
-    answers = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
-    with open(0, "rb", buffering=1 << 18) as jobs:
-        examiner = Examiner(Setup(**json.loads(jobs.readline())))
-        os.write(answers, b"\n")
-        while line := jobs.readline():
-            way, name, size = json.loads(line)
-            try:
-                answer = examiner.examine(way, name, jobs.read(size))
-            except Exception:
-                answer = {"fault": traceback.format_exc()}
-            os.write(answers, json.dumps(answer).encode() + b"\n")
+class ExaminerPool:
+    """Examiners for an event loop. A context manager, to be entered before there is a loop, see ``WorkerPool``.
 
+    Args:
+        workers: processes; None: one for each core.
+        patience: seconds for an image.
+    """
 
-if __name__ == "__main__":
-    main()
+    def __init__(self, examiner: Examiner, *, workers: int | None = None, patience: float = PATIENCE) -> None:
+        self._pool = WorkerPool(examiner, self._done, workers=workers or available_cores(), timeout=patience)
+        self._numbers = itertools.count()
+        self._answers: dict[int, asyncio.Future[Verdict]] = {}
+        self._held = 0  # bytes of images that are not examined yet
+        self._roomy = asyncio.Event()
+        self._roomy.set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *more: object) -> None:
+        self._pool.__exit__(kind, *more)
+
+    async def close(self) -> None:
+        """Let the processes finish what they were given: afterwards nobody writes any more."""
+        await asyncio.to_thread(self._pool.close)
+
+    async def examine(self, way: str, name: str, data: bytes) -> ExaminedImage:
+        """Examine an image and write it where ``way`` says, see ``Examiner``.
+
+        Raises:
+            ImageError: as ``objrec.ingest.examine``.
+            ExaminerDied: decoding it ended the process, or took too long.
+        """
+        self._loop = asyncio.get_running_loop()
+        number = next(self._numbers)
+        answer = self._answers[number] = self._loop.create_future()
+        self._hold(len(data))
+        try:
+            self._pool.put(number, (way, name, data), len(data))
+            verdict = await answer
+        finally:
+            self._pool.drop(number)
+            del self._answers[number]
+            self._hold(-len(data))
+        if isinstance(verdict, ExaminedImage):
+            return verdict
+        raise ImageError(*verdict)
+
+    async def room(self) -> None:
+        """Wait until what waits to be examined is little enough for more."""
+        await self._roomy.wait()
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held <= ROOM:
+            self._roomy.set()
+        else:
+            self._roomy.clear()
+
+    def _done(self, rows: Sequence[tuple[int, Verdict | Lost | Failed]]) -> None:
+        """Called from the pool's threads."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            self._loop.call_soon_threadsafe(self._settle, rows)
+
+    def _settle(self, rows: Sequence[tuple[int, Verdict | Lost | Failed]]) -> None:
+        for number, result in rows:
+            answer = self._answers.get(number)
+            if answer is None or answer.done():
+                continue
+            if isinstance(result, Lost):
+                answer.set_exception(ExaminerDied(f"decoding it {result.reason}"))
+            elif isinstance(result, Failed):
+                answer.set_exception(result.error)
+            else:
+                answer.set_result(result)

@@ -73,15 +73,19 @@ class WebStore:
         path = self.path(sha256)
         while True:
             try:
-                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             except FileNotFoundError:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
                 if self.has(sha256):
                     return
             else:
-                with os.fdopen(handle, "wb", buffering=0) as file:
-                    file.write(data)
+                try:
+                    with os.fdopen(handle, "wb") as file:  # buffered: writes all of it or raises
+                        file.write(data)
+                except OSError:
+                    path.unlink(missing_ok=True)  # half an image is of no use to a disk that is full
+                    raise
                 return
 
     def has(self, sha256: str) -> bool:

@@ -11,14 +11,15 @@ from typing import Self
 
 from objrec.config.load import dump
 from objrec.config.schema import Config
+from objrec.images.budget import MemoryShare
 from objrec.images.decode import FORMATS
 from objrec.ingest.api import StoredApi
 from objrec.ingest.collect import Demands, WebAcquire
-from objrec.ingest.examiner import Setup
-from objrec.ingest.pool import ExaminerPool
+from objrec.ingest.examiner import Examiner, ExaminerPool
 from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate, Source
 from objrec.sources.build import host_limits
+from objrec.system.cores import available_cores
 from objrec.web.download import Downloader, Limits
 
 
@@ -26,7 +27,7 @@ class Web:
     """Use as an async context manager.
 
     Args:
-        examiners: of ``setup_of(config, ...)``.
+        examiners: of ``examiner_of(config, ...)``.
     """
 
     def __init__(self, config: Config, examiners: ExaminerPool) -> None:
@@ -84,15 +85,16 @@ class Web:
         return _Remembering(source, self.store, f"{self._identity}/{source.name}")
 
 
-def setup_of(config: Config, target: Path) -> Setup:
-    """What the examiners of a run work by."""
+def examiner_of(config: Config, target: Path) -> Examiner:
+    """What the examiners of a run do."""
     folder, limits = _store_of(config)
-    return Setup(
+    return Examiner(
         max_pixels=config.images.max_pixels,
         min_size=config.ingest.min_size,
         target=str(target),
         store=str(folder),
         limits=limits,
+        share=MemoryShare.among(available_cores()),
     )
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from objrec.config.errors import UserError
 from objrec.model_registry.records import Record
 from objrec.models.card import CURE, ModelCard
-from objrec.system.files import file_sha256, lock, sync_folder, write_json
+from objrec.system.files import file_sha256, lock, permit, sync_folder, write_json
 from objrec.system.outputs import claim, files_in
 
 INCOMING = ".incoming-"
@@ -207,7 +207,7 @@ class FolderRegistry:
                 with (incoming / name).open("rb") as file:
                     os.fsync(file.fileno())
             card.verify(incoming)  # the copy: what was read once is what was checked
-            incoming.chmod(0o755)
+            permit(incoming)
             if place.exists():  # damaged: set aside first, as a rename cannot replace a folder with content
                 place.rename(models / f"{INCOMING}damaged-{os.getpid()}-{place.name[:12]}")
             incoming.rename(place)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from objrec.config.environment import child_environment
 from objrec.images.raw import write_hashes
 from objrec.models.backbones import build_backbone
-from objrec.models.card import TRAINED_ON, ModelCard
-from objrec.system.files import file_sha256
+from objrec.models.card import FILES, TRAINED_ON, ModelCard
+from objrec.system.files import file_sha256, permit
 
 TOLERANCE = 1e-3  # of logits, ONNX Runtime against torch, both float32 on a CPU
 LIBRARIES = ("torch", "torchvision", "timm", "lightning", "onnxruntime", "objrec")
@@ -51,6 +51,8 @@ def save_model_folder(
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     export_onnx(model, folder / "model.onnx", images)
+    for name in FILES:  # safetensors makes it for its owner alone
+        permit(folder / name)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
     write_hashes(folder / TRAINED_ON, trained_on)
     names = ("model.safetensors", "model.onnx", TRAINED_ON)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from objrec.images.budget import MemoryShare
 from objrec.images.decode import ImageError, decode_stored
 from objrec.images.hashing import HASHED, hash_image
 from objrec.images.jpeg import encode_jpeg
 from objrec.images.preprocessing import crop_square
+from objrec.system.pool import Alone
 from objrec.system.reading import read_file
 
 FINE_BELOW: Final = 224  # pixels
@@ -36,10 +38,13 @@ class Crop:
     problem: str = ""
 
 
-def crop_file(path: str, target: str, *, size: int, quality: int | None, max_pixels: int) -> Crop:
+def crop_file(
+    path: str, target: str, alone: Alone, *, size: int, quality: int | None, max_pixels: int, share: MemoryShare
+) -> Crop:
     """Crop the image in ``path`` to a square JPEG in ``target``. Never raises for what the file holds.
 
     Args:
+        alone: entered for an image whose decoding takes more memory than ``share`` has for everyone.
         quality: of the JPEG; None: what the size needs. The 8 x 8 blocks of a small crop hold more detail each.
 
     Raises:
@@ -47,15 +52,18 @@ def crop_file(path: str, target: str, *, size: int, quality: int | None, max_pix
     """
     data = read_file(path)
     sha256 = hashlib.sha256(data).hexdigest()
+    finest = max(size, HASHED)
     try:
-        image = decode_stored(data, max_pixels=max_pixels, target=max(size, HASHED))
+        with share.hold(data, alone, max_pixels=max_pixels, target=finest):
+            image = decode_stored(data, max_pixels=max_pixels, target=finest)
+            crop, hashes = crop_square(image, size), hash_image(image)
+            del image
     except ImageError as error:
         return Crop(sha256=sha256, problem=str(error))
     if quality is None:
         quality = FINE_QUALITY if size < FINE_BELOW else QUALITY
-    encoded = encode_jpeg(crop_square(image, size), quality=quality)
+    encoded = encode_jpeg(crop, quality=quality)
     Path(target).write_bytes(encoded)
-    hashes = hash_image(image)
     return Crop(
         sha256=sha256,
         code=hashes.code,
@@ -64,8 +72,7 @@ def crop_file(path: str, target: str, *, size: int, quality: int | None, max_pix
     )
 
 
-def crop_numbered(
-    index: int, name: str, *, raw: str, scratch: str, size: int, quality: int | None, max_pixels: int
-) -> Crop:
-    """``crop_file`` of a file of the folder ``raw`` into ``scratch``, under the number of the file."""
-    return crop_file(f"{raw}/{name}", f"{scratch}/{index}.jpg", size=size, quality=quality, max_pixels=max_pixels)
+def crop_numbered(job: tuple[int, str], alone: Alone, *, raw: str, scratch: str, **options: Any) -> Crop:
+    """``crop_file`` of a file of the folder ``raw`` into ``scratch``; ``job``: the file's number and its name."""
+    index, name = job
+    return crop_file(f"{raw}/{name}", f"{scratch}/{index}.jpg", alone, **options)

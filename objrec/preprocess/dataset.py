@@ -12,14 +12,15 @@ from typing import Any
 
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
+from objrec.images.budget import MemoryShare
 from objrec.images.image_folder import Listing, content_fingerprint, list_classes
 from objrec.images.raw import SHORT
 from objrec.preprocess.crop import Crop, crop_numbered
 from objrec.preprocess.leakage_report import write_report
-from objrec.preprocess.pool import FilePool, Lost
 from objrec.preprocess.selection import CroppedImage, Selection, count_leakage, list_left_out, select
 from objrec.preprocess.split import SPLITS, assign_splits
 from objrec.system.cores import available_cores
+from objrec.system.pool import Lost, run_all
 from objrec.system.progress import note, report
 from objrec.system.reading import shown
 
@@ -118,6 +119,7 @@ def _crop_all(config: Config, listing: Listing, scratch: Path) -> Iterator[Cropp
     """Crop every file into ``scratch``, under its number; yield what is known of them in order."""
     names = listing.names
     settings = config.preprocess
+    workers = settings.workers or available_cores()
     work = partial(
         crop_numbered,
         raw=str(listing.root),
@@ -125,11 +127,14 @@ def _crop_all(config: Config, listing: Listing, scratch: Path) -> Iterator[Cropp
         size=settings.image_size,
         quality=settings.jpeg_quality,
         max_pixels=config.images.max_pixels,
+        share=MemoryShare.among(workers),
     )
-    pool = FilePool(work, names, workers=settings.workers or available_cores(), timeout=settings.timeout)
     found: list[Crop | None] = [None] * len(names)
-    for done, (index, result) in enumerate(pool.results(), 1):
-        found[index] = Crop(sha256="", problem=result.reason) if isinstance(result, Lost) else result
+    results = run_all(work, enumerate(names), workers=workers, timeout=settings.timeout)
+    for done, (index, result) in enumerate(results, 1):
+        if isinstance(result, Lost):
+            result = Crop(sha256="", problem=f"{'timeout' if result.late else 'crashed'}: decoding it {result.reason}")
+        found[index] = result
         report(done, len(names), "images")
     for index, (name, target, crop) in enumerate(zip(names, listing.targets, found, strict=True)):
         assert crop is not None

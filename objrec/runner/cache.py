@@ -123,6 +123,12 @@ class StepCache:
     def clear_workspace(self, step: Step, key: str) -> None:
         shutil.rmtree(self._partial(step, key), ignore_errors=True)
 
+    def clear_refused(self, step: Step, key: str) -> None:
+        """Let nothing of a step that was refused, or found no space, stay behind, but for what was trained so far."""
+        partial = self._partial(step, key)
+        if not step.resumes or not any(files for _, _, files in os.walk(partial)):
+            shutil.rmtree(partial, ignore_errors=True)
+
     def fingerprint(self, path: Path) -> str:
         """Return the content digest of a file or folder of the user's; hashes are remembered by stamp."""
         memory = self.root / "fingerprints" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from objrec.config.environment import child_environment
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.schema import Config
+from objrec.config.space import full_disk_said, is_full
 from objrec.runner.cache import Entry, StepCache
 from objrec.runner.display import Display
 from objrec.runner.given import inputs_of, steps_given
@@ -103,8 +105,9 @@ def run_pipeline(
             record.save(run_dir)
     finally:
         record.seconds = round(time.monotonic() - started, 3)
-        record.save(run_dir)
-        runner.sources.remember()
+        with full_disk_said(run_dir):
+            record.save(run_dir)
+            runner.sources.remember()
     return record
 
 
@@ -218,11 +221,12 @@ class _Runner:
                     self.store.clear_workspace(step, parts.key)
                 self.display.start(step.name, reason)
                 try:
-                    self._start(step, inputs, self.store.workspace(step, parts.key), parts, fd)
+                    with full_disk_said(Path(self.config.cache_dir)):
+                        self._start(step, inputs, self.store.workspace(step, parts.key), parts, fd)
+                        entry = self.store.publish(step, parts.key, parts)
                 except UserError:
-                    self.store.clear_workspace(step, parts.key)  # nothing of a refused step stays behind
+                    self.store.clear_refused(step, parts.key)
                     raise
-                entry = self.store.publish(step, parts.key, parts)
                 row.status, row.reason = "ran", reason
         self._take(entry, row)
 
@@ -328,6 +332,8 @@ def _fail(step: Step, status: int, log_path: Path) -> None:
     lines = log_path.read_text(errors="replace").splitlines()
     if status == 2 and (errors := [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]):
         raise UserError(errors)
+    if is_full(log_path):  # what the step said found no room in its log
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log_path))
     ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     tail = "\n".join(f"  {line}" for line in lines[-15:])
     raise StepFailed(f"step {step.name} {ended}; the end of {log_path}:\n{tail}")

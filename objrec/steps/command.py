@@ -18,6 +18,7 @@ from objrec.config.environment import drop_secrets
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
+from objrec.config.space import full_disk_said
 from objrec.steps.base import Step, lookup, restrict
 from objrec.steps.keys import SourceIndex, key_parts
 from objrec.system import outputs as places
@@ -69,7 +70,8 @@ def execute(step: Step, config: Config) -> None:
                 port.name, outputs[port.name], port.kind, resumes=step.resumes, ours=order is not None
             )
             built[port.name] = stack.enter_context(place)
-        step.run(restrict(config, step), inputs, built)
+        with full_disk_said(*built.values()):
+            step.run(restrict(config, step), inputs, built)
         show(built)
 
 

@@ -32,12 +32,23 @@ def atomic_file(path: Path, *, mode: int | None = None) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask() if mode is None else mode)  # noqa: PTH101
+        permit(Path(name), mode)
         os.replace(name, path)  # noqa: PTH105
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def permit(path: Path, mode: int | None = None) -> None:
+    """Give a new file or folder its permissions, whatever the library that made it chose.
+
+    Args:
+        mode: 0o600, for a folder 0o700, where secrets or private images are in it; None: what the umask leaves.
+    """
+    if mode is None:
+        mode = (0o777 if path.is_dir() else 0o666) & ~_umask()
+    path.chmod(mode)
 
 
 def replace_file(path: Path, write: Callable[[Path], object], *, suffix: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from helpers.data import shared_file
 from PIL import Image
 
+from objrec.images.budget import MemoryShare
 from objrec.preprocess.crop import crop_file
 
 MAX_PIXELS = 10**8
+SHARE = MemoryShare.among(1)
 
 
 def psnr(found: np.ndarray, expected: np.ndarray) -> float:
@@ -29,7 +32,9 @@ def bicubic(image: Image.Image, size: int) -> np.ndarray:
 
 def written(source: Path, size: int, quality: int | None = None) -> np.ndarray:
     target = source.with_suffix(".crop.jpg")
-    assert not crop_file(str(source), str(target), size=size, quality=quality, max_pixels=MAX_PIXELS).problem
+    assert not crop_file(
+        str(source), str(target), nullcontext, size=size, quality=quality, max_pixels=MAX_PIXELS, share=SHARE
+    ).problem
     return np.asarray(Image.open(target))
 
 
