@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO, cast
 
-from objrec.images.decode import SUFFIXES
+from objrec.config.errors import UserError
 
 MAX_BYTES = 50_000_000  # of an image
 MAX_NAME = 65_536  # bytes of a line on stdin
@@ -132,13 +132,28 @@ def _below(folder: Path) -> Iterator[ImageInput]:
     for parent, folders, files in os.walk(folder, onerror=errors.append):
         folders.sort()
         for file in sorted(files):
-            if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
+            path = Path(parent, file)
+            if not _passed_over(path, folder):
                 found = True
-                yield ImageInput(str(Path(parent, file)))
+                yield ImageInput(str(path))
     for error in errors:
         yield ImageInput(str(error.filename), error=reason_of(error))
     if not found and not errors:
         yield ImageInput(str(folder), error="no images in this folder")
+
+
+def _passed_over(path: Path, folder: Path) -> bool:
+    """Whether a file is no image of a folder, by the rule for all folders; one that cannot be read is said later."""
+    from objrec.images.image_folder import not_an_image
+    from objrec.system.reading import read_file
+
+    def head() -> bytes:
+        return read_file(path, 32) if path.is_file() else b""  # opening a pipe would wait for ever
+
+    try:
+        return bool(not_an_image(f"x/{path.relative_to(folder)}", head))
+    except UserError:
+        return False
 
 
 def is_url(name: str) -> bool:

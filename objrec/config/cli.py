@@ -25,7 +25,7 @@ def guard(action: Callable[[], int | None], *, catch_all: bool = False) -> int:
     try:
         return action() or 0
     except UserError as error:
-        full = None if "no space left on" in str(error) else why_full(error)
+        full = None if "no space left on" in str(error) else why_full(error, certain=True)
         return _say([*error.messages, *([full] if full else [])])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

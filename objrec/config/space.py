@@ -35,17 +35,20 @@ def remember_places(config: Config) -> None:
             _places[name] = Path(value).absolute()
 
 
-def why_full(error: BaseException, *places: Path) -> str | None:
+def why_full(error: BaseException, *places: Path, certain: bool = False) -> str | None:
     """Return the line for an error that a full disk caused, or None for another error.
 
     Args:
         places: what was being written, where that is known.
+        certain: only where the disk is still full: standard output may be what was.
     """
     full = next((e for e in _chain(error) if _is_full(e, places)), None)
     if full is None:
         return None
     named = [Path(n) for n in (getattr(full, "filename", None), getattr(full, "filename2", None)) if isinstance(n, str)]
     place = _existing(named[0] if named else _fullest(places))
+    if certain and not is_full(place):
+        return None
     mount = place
     while not mount.is_mount() and mount != mount.parent:
         mount = mount.parent

@@ -24,6 +24,7 @@ from objrec.serving.scheduler import Batcher
 from objrec.serving.settings import ServiceSettings
 from objrec.system.cores import available_cores
 from objrec.system.files import file_sha256
+from objrec.system.reading import Stamp, stamp_of
 
 logger = logging.getLogger("objrec.serving")
 KEPT = 3  # production, previous (so that a rollback is a change of a pointer), and one on its way
@@ -61,7 +62,7 @@ class ModelManager:
         self._warm: OrderedDict[str, Loaded] = OrderedDict()
         self._registry = FolderRegistry(Path(settings.registry_dir))
         self._lock = threading.Lock()
-        self._seen: tuple[int, int] | None = None
+        self._seen: Stamp | None = None
 
     def changed(self) -> bool:
         """Whether the aliases were written since they were last followed; costs one stat."""
@@ -69,7 +70,7 @@ class ModelManager:
             status = os.stat(self._registry.root / "aliases.json")  # noqa: PTH116
         except OSError:
             return False
-        return (status.st_mtime_ns, status.st_ino) != self._seen
+        return stamp_of(status) != self._seen
 
     def prepare(self, sha256: str) -> Loaded:
         """Load, warm and smoke-test a registered model without serving it. Raises UserError."""
@@ -102,7 +103,7 @@ class ModelManager:
             return self.current
         try:
             status = os.stat(self._registry.root / "aliases.json")  # noqa: PTH116
-            self._seen = (status.st_mtime_ns, status.st_ino)  # before reading: a write in between is seen next time
+            self._seen = stamp_of(status)  # before reading: a write in between is seen next time
         except OSError:
             self._seen = None
         aliases = self._registry.aliases()

@@ -149,6 +149,18 @@ def test_odd_names_cost_themselves_only(workdir: Path) -> None:
     assert become_of("zero\0byte", "zero\0byte/*", "a.jpg")["a.jpg"] is None
 
 
+def test_a_folder_is_listed_by_the_rule_for_all_folders(tmp_path: Path) -> None:
+    jpeg = b"\xff\xd8\xff\xe0" + bytes(40)
+    for name in ("a.jfif", "b.jpe", "c", "sub/d.crdownload", "sub/e.JPG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg)
+    for name in ("notes.txt", ".hidden.jpg", ".git/f.jpg", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"text" if name == "notes.txt" else jpeg)
+    names = [str(Path(i.name).relative_to(tmp_path)) for i in found(tmp_path)]
+    assert sorted(names) == ["a.jfif", "b.jpe", "c", "sub/d.crdownload", "sub/e.JPG"]
+
+
 def test_a_folder_that_may_not_be_entered(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = os.stat
 
