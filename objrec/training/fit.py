@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -94,6 +95,13 @@ def _train(
     except SIGTERMException:
         print(f"Stopped at step {trainer.global_step}. Run the same command again to resume.", flush=True)
         sys.exit(TERMINATED)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning turns Ctrl-C into an exit, and then off
+        kept = f"from {checkpoints.last}" if checkpoints.last.is_file() else "from the beginning: no epoch was finished"
+        print(f"Interrupted in epoch {trainer.current_epoch + 1}. The same run resumes {kept}", flush=True)
+        raise KeyboardInterrupt from None
     except Diverged:
         if trainer.is_global_zero and not checkpoints.longer:
             checkpoints.remove()  # a resumed run would diverge again
@@ -102,10 +110,6 @@ def _train(
         if isinstance(error, RuntimeError) and not str(error).startswith("Early stopping conditioned on metric"):
             raise
         raise UserError(_unmonitored(trainer, error)) from error
-    if trainer.interrupted:
-        kept = f"from {checkpoints.last}" if checkpoints.last.is_file() else "from the beginning: no epoch was finished"
-        print(f"Interrupted in epoch {trainer.current_epoch + 1}. The same run resumes {kept}", flush=True)
-        raise KeyboardInterrupt
     if trainer.is_global_zero:
         checkpoints.remember({**checkpoints.found, "best": best_checkpoint(trainer)})
 
