@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the snapshot's root, where objrec lies
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the snapshot's root, which holds objrec
 
 import numpy as np
 from azureml_inference_server_http.api.aml_request import AMLRequest, rawhttp

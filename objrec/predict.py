@@ -17,6 +17,7 @@ from typing import IO, Any
 from objrec.client.inputs import ImageInput, images_of, read, reason_of
 from objrec.client.output import cell, printable
 from objrec.config.cli import guard
+from objrec.config.defaults import default_values
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 
@@ -49,7 +50,7 @@ class Prediction:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="predict.py",
-        description="What is on these images?",
+        description="What's in these images?",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -173,7 +174,7 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     from objrec.inference.scores import softmax
     from objrec.system.cores import available_cores
 
-    defaults = _defaults()
+    defaults = default_values()
     model_dir = options.model or production_dir(options.registry or Path(defaults["registry_dir"]))
     workers = available_cores()
     predictor = Predictor.load(
@@ -201,7 +202,10 @@ def _remote(options: argparse.Namespace) -> tuple[Classify, int]:
     from objrec.client.endpoint import Endpoint
 
     endpoint = Endpoint(
-        options.endpoint, key=options.key, top_k=options.top_k or _defaults()["serve"]["top_k"], unknown=options.unknown
+        options.endpoint,
+        key=options.key,
+        top_k=options.top_k or default_values()["serve"]["top_k"],
+        unknown=options.unknown,
     )
     return endpoint.classify, 4
 
@@ -218,16 +222,6 @@ def production_dir(registry_dir: Path) -> Path:
         )
     registry.check(record.sha256)
     return registry.model_dir(record.sha256)
-
-
-def _defaults() -> dict[str, Any]:
-    """Return the default values, straight from their file: composing the configuration takes longer than a label."""
-    import yaml
-
-    from objrec.config.load import config_dir
-
-    content: dict[str, Any] = yaml.safe_load((Path(config_dir()) / "config.yaml").read_text(encoding="utf-8"))
-    return content
 
 
 def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Prediction], None]:
@@ -285,7 +279,7 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Predicti
 
 
 def _progress() -> Any:
-    """Return a context whose value is told (done, failed); it shows a line where results do not go to the terminal."""
+    """Return a context that gives a function of (done, failed), for a terminal that shows no results."""
     if not sys.stderr.isatty() or sys.stdout.isatty():
         return contextlib.nullcontext(lambda done, failed: None)
     return _Line()

@@ -127,7 +127,7 @@ def export(
 
 
 def preprocessing(card: ModelCard) -> dict[str, Any]:
-    """Return all that a stranger needs to feed the model and to read its answer."""
+    """Return all that is needed to feed the model and to read its answer."""
     return {
         "steps": [
             "decode the image, apply its EXIF orientation, convert to RGB (transparent parts over grey 128)",

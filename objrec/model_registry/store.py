@@ -7,7 +7,7 @@
       registry.jsonl      what happened, a line each, only ever appended to; ``check`` in a line covers the line
       aliases.json        the model in ``production`` and the ``previous`` one: one file, so both move in one rename
       .deploying          taken by a deployment from its decision to its end
-      .lock               taken by whoever changes anything; released by the kernel when its holder dies
+      .lock               taken for every change; released by the kernel when its holder dies
 
 Readers take no lock: models appear and aliases move by rename, and a torn last line of the log is ignored.
 """

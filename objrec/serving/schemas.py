@@ -1,4 +1,4 @@
-"""What goes over the wire: the types of answers, and how an image may be sent."""
+"""The types of requests and answers, as the OpenAPI document shows them."""
 
 from __future__ import annotations
 
