@@ -193,7 +193,8 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     def classify(data: bytes) -> tuple[Ranked, str, bool]:
         logits = predictor.logits(predictor.pixels(data, budget=budget)[None])
         ranked = predictor.ranked(softmax(logits, predictor.card.temperature)[0], top_k)
-        return ranked, predictor.card.sha256, options.unknown and bool(predictor.is_unknown(logits)[0])
+        score, threshold = predictor.known_score(logits) if options.unknown else (0.0, 0.0)
+        return ranked, predictor.card.sha256, score < threshold
 
     return classify, workers
 

@@ -32,6 +32,7 @@ class ModelCard(BaseModel):
         class_names: in the order of the model's outputs.
         input_size: pixels of the square input; ``mean``, ``std`` and ``interpolation`` as in ``Preprocessing``.
         training_data_fingerprint: of the raw images behind ``train_dir``, as in ``Record``; so are the next three.
+        num_training_images, sources: how many images were trained on, and where ingest took them from, if known.
         metrics: of the exported (best) checkpoint on validation data, and its epoch.
         unknown: the rule that tells images of none of the classes; see ``objrec.evaluation.unknown``.
         temperature: probabilities are softmax(logits / temperature).
@@ -51,6 +52,8 @@ class ModelCard(BaseModel):
     split_fingerprint: str | None = None
     crops_fingerprint: str | None = None
     preprocessing_digest: str | None = None
+    num_training_images: int | None = None
+    sources: list[str] = []
     metrics: dict[str, float]
     temperature: Positive = 1.0
     unknown: dict[str, Any] | None = None

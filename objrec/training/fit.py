@@ -287,6 +287,8 @@ def _write_folder(
         crops_fingerprint=data.fingerprint,
         preprocessing_digest=origin.settings,
         trained_on=origin.trained_on,
+        num_training_images=len(origin.trained_on),
+        sources=origin.sources,
         metrics=metrics,
         **calibrate(logits, targets, lambda pixels: _logits(model, expects.normalize(pixels))),
     )
