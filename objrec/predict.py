@@ -17,6 +17,7 @@ from typing import IO, Any
 from objrec.client.inputs import ImageInput, images_of, read, reason_of
 from objrec.client.output import cell, printable
 from objrec.config.cli import guard
+from objrec.config.defaults import default_values
 from objrec.config.errors import UserError
 from objrec.images.decode import ImageError
 
@@ -173,7 +174,7 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     from objrec.inference.scores import softmax
     from objrec.system.cores import available_cores
 
-    defaults = _defaults()
+    defaults = default_values()
     model_dir = options.model or production_dir(options.registry or Path(defaults["registry_dir"]))
     workers = available_cores()
     predictor = Predictor.load(
@@ -192,7 +193,8 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
     def classify(data: bytes) -> tuple[Ranked, str, bool]:
         logits = predictor.logits(predictor.pixels(data, budget=budget)[None])
         ranked = predictor.ranked(softmax(logits, predictor.card.temperature)[0], top_k)
-        return ranked, predictor.card.sha256, options.unknown and bool(predictor.is_unknown(logits)[0])
+        score, threshold = predictor.known_score(logits) if options.unknown else (0.0, 0.0)
+        return ranked, predictor.card.sha256, score < threshold
 
     return classify, workers
 
@@ -201,7 +203,10 @@ def _remote(options: argparse.Namespace) -> tuple[Classify, int]:
     from objrec.client.endpoint import Endpoint
 
     endpoint = Endpoint(
-        options.endpoint, key=options.key, top_k=options.top_k or _defaults()["serve"]["top_k"], unknown=options.unknown
+        options.endpoint,
+        key=options.key,
+        top_k=options.top_k or default_values()["serve"]["top_k"],
+        unknown=options.unknown,
     )
     return endpoint.classify, 4
 
@@ -218,16 +223,6 @@ def production_dir(registry_dir: Path) -> Path:
         )
     registry.check(record.sha256)
     return registry.model_dir(record.sha256)
-
-
-def _defaults() -> dict[str, Any]:
-    """Return the default values, straight from their file: composing the configuration takes longer than a label."""
-    import yaml
-
-    from objrec.config.load import config_dir
-
-    content: dict[str, Any] = yaml.safe_load((Path(config_dir()) / "config.yaml").read_text(encoding="utf-8"))
-    return content
 
 
 def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Prediction], None]:

@@ -1,4 +1,4 @@
-"""Text of strangers, made harmless for those who show it."""
+"""Untrusted text, made safe to show in terminals and spreadsheets."""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ from objrec.images.decode import ImageError
 from objrec.model_registry.records import Record
 from objrec.models.card import ModelCard
 
+SERVED = {"max_bytes", "max_pixels", "top_k"}  # of the serve section: what azureml/score.py reads
+
 
 def deploy(
     config: Config, record: Record, inputs: Mapping[str, Path], rules: Rules, labels: Sequence[str]
@@ -93,11 +95,6 @@ def _deployment(
     from azure.ai.ml.entities import CodeConfiguration, ManagedOnlineDeployment, OnlineRequestSettings
 
     settings = config.azure.endpoint
-    limits = {
-        "max_bytes": config.serve.max_bytes,
-        "top_k": config.serve.top_k,
-        "max_pixels": config.images.max_pixels,
-    }
     return ManagedOnlineDeployment(
         name=colour,
         endpoint_name=endpoint,
@@ -105,7 +102,7 @@ def _deployment(
         environment=f"azureml:{environment}",
         code_configuration=CodeConfiguration(code=str(code), scoring_script="azureml/score.py"),
         environment_variables={
-            "OBJREC_SERVING": json.dumps(limits),
+            "OBJREC_SERVING": json.dumps(config.serve.model_dump(include=SERVED)),
             "WORKER_COUNT": str(settings.max_concurrent_requests),  # the server's processes: one request each
         },
         instance_type=settings.size,
@@ -125,7 +122,7 @@ def smoke_images(record: Record, inputs: Mapping[str, Path], config: Config) -> 
     Raises:
         UserError: there is none, or the model is right so seldom that it cannot be the one that was evaluated.
     """
-    from objrec.deployment.acceptance import CHANCE, chance_of_at_most
+    from objrec.deployment.acceptance import check_accuracy
     from objrec.inference.predictor import Predictor
     from objrec.inference.smoke import images_in_turns
 
@@ -145,11 +142,7 @@ def smoke_images(record: Record, inputs: Mapping[str, Path], config: Config) -> 
     if not images:
         raise UserError(f"{inputs['test_dir']} has no readable image to test the endpoint with")
     assert record.accuracy is not None
-    if chance_of_at_most(right, len(images), record.accuracy) < CHANCE:
-        raise UserError(
-            f"the model is right on {right} of {len(images)} test images; its accuracy file says "
-            f"{record.accuracy:.3f}: model_dir, accuracy_file and test_dir do not belong together"
-        )
+    check_accuracy(right, len(images), record.accuracy)
     return images
 
 

@@ -317,6 +317,7 @@ class Serve(Section):
     max_headers: Annotated[Int, Field(ge=10)]
     max_target: Annotated[Int, Field(ge=64)]
     top_k: Annotated[Int, Field(ge=1)]
+    examples: bool | Literal["auto"]
 
 
 class AzureCluster(Section):

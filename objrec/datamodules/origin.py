@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from objrec.images.image_folder import Listing, content_fingerprint
 from objrec.images.raw import SHORT, read_raw_images
@@ -18,12 +18,14 @@ class Origin:
         split: fingerprint of the raw images that the split put into ``train_dir``.
         settings: a digest of how their crops were made; None where nothing is known of it.
         trained_on: short hashes of the raw images that are trained on, ``train.fraction`` of them.
+        sources: where ingest took the raw images from; empty where nothing is known of it.
     """
 
     data: str
     split: str
     settings: str | None
     trained_on: list[str]
+    sources: list[str] = field(default_factory=list)
 
 
 def find_origin(listing: Listing, chosen: Iterable[int]) -> Origin:
@@ -38,4 +40,5 @@ def find_origin(listing: Listing, chosen: Iterable[int]) -> Origin:
         split=content_fingerprint((listing.classes[t], h) for t, h in zip(listing.targets, hashes, strict=True)),
         settings=None if raw is None else raw.settings,
         trained_on=[hashes[i] for i in chosen],
+        sources=[] if raw is None else list(raw.sources),
     )

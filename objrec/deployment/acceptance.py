@@ -1,6 +1,6 @@
 """Questions about a model, answered in a process of their own.
 
-A runtime that crashes on a model takes only the probe with it, and whoever asks (the deploy step, perhaps inside the
+A runtime that crashes on a model takes only the probe with it, and the caller (the deploy step, perhaps inside the
 pipeline runner) imports no runtime. ``python -m objrec.deployment.acceptance`` reads a JSON question from stdin and
 answers with JSON on stdout.
 """
@@ -83,12 +83,7 @@ def try_model(
     counted = _answers(predictor, drawn)
     if not counted:
         raise UserError(f"{test_dir} has no readable image to try the model on")
-    right = sum(names[row.index(max(row))] == label for label, _, row in counted)
-    if chance_of_at_most(right, len(counted), accuracy) < CHANCE:
-        raise UserError(
-            f"the model is right on {right} of {len(counted)} images; its accuracy file says {accuracy:.3f}: "
-            "model_dir, accuracy_file and test_dir do not belong together; run the evaluate step again"
-        )
+    check_accuracy(sum(names[row.index(max(row))] == label for label, _, row in counted), len(counted), accuracy)
     in_turns = _answers(predictor, images)
     smoke = Smoke([data for _, data, _ in in_turns], [row for _, _, row in in_turns])
     found = tune(
@@ -145,18 +140,27 @@ def right(model_dir: Path, test_dir: Path, *, max_pixels: int) -> list[bool]:
     return [is_right(label, path) for label, path in images_in_turns(test_dir)]
 
 
+def check_accuracy(right: int, count: int, accuracy: float) -> None:
+    """Raise UserError where a model of this accuracy would hardly be right on so few of ``count`` images."""
+    if chance_of_at_most(right, count, accuracy) < CHANCE:
+        raise UserError(
+            f"the model is right on {right} of {count} images; its accuracy file says {accuracy:.3f}: "
+            "model_dir, accuracy_file and test_dir do not belong together; run the evaluate step again"
+        )
+
+
 def chance_of_at_most(successes: int, n: int, p: float) -> float:
     """Return P(X <= successes) for X ~ Binomial(n, p)."""
     return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(successes + 1))
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
-    arguments = {k: Path(v) if k.endswith("_dir") else v for k, v in asked["arguments"].items()}
+    given = json.load(sys.stdin)
+    arguments = {k: Path(v) if k.endswith("_dir") else v for k, v in given["arguments"].items()}
     questions: dict[str, Any] = {"try": try_model, "right": right}
     answer: dict[str, Any]
     try:
-        answer = {"answer": questions[asked["question"]](**arguments)}
+        answer = {"answer": questions[given["question"]](**arguments)}
     except (UserError, OSError) as error:
         answer = {"error": str(error)}
     sys.stdout.write(json.dumps(answer))

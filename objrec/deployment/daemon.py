@@ -11,19 +11,19 @@ from typing import Any
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)  # over a pipe, because keys must not be seen in a list of processes
+    start = json.load(sys.stdin)  # over a pipe, because keys must not be seen in a list of processes
     child = os.fork()  # before any thread is born; the child is nobody's child when this process ends
     if child:
         print(child, flush=True)
         os._exit(0)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
-    os.dup2(2, 1)  # stderr is the log already; the pipe to whoever started us closes here
+    os.dup2(2, 1)  # stderr is the log already; the pipe to the process that started us closes here
     os.close(nothing)
-    run(asked)
+    run(start)
 
 
-def run(asked: dict[str, Any]) -> None:
+def run(start: dict[str, Any]) -> None:
     """Bind, write the state file, serve until SIGTERM."""
     from pathlib import Path
 
@@ -34,21 +34,21 @@ def run(asked: dict[str, Any]) -> None:
     from objrec.serving.settings import ServiceSettings
     from objrec.serving.state import State
 
-    settings = ServiceSettings(**asked["settings"])
+    settings = ServiceSettings(**start["settings"])
     registry_dir = Path(settings.registry_dir)
     os.chdir(registry_dir)
     os.umask(0o077)  # the log has addresses of clients, what is kept their images
     logs.set_up(log_file(registry_dir))
     try:
         try:
-            listener = bind(settings.host, asked["preferred_port"] or settings.port)
+            listener = bind(settings.host, start["preferred_port"] or settings.port)
         except UserError:
-            if not asked["preferred_port"]:
+            if not start["preferred_port"]:
                 raise
             listener = bind(settings.host, settings.port)
     except UserError as error:
         sys.exit(str(error))
-    instance = asked["instance"]
+    instance = start["instance"]
     named = functools.partial(is_named, registry_dir, instance)
     state = State(settings, instance=instance, token=secrets.token_hex(16), is_named=named)
     me = Process.of(os.getpid())

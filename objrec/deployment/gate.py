@@ -180,7 +180,7 @@ def _of_other_data(standing: Standing, rules: Rules) -> Decision:
 
 
 def _changes(candidate: Record, current: Record) -> str:
-    """Say what differs between two trainings on the same data, as far as the records tell."""
+    """Say what differs between two trainings on the same data, as far as the records show."""
     if current.split_fingerprint is None or candidate.split_fingerprint is None:
         return ""
     split = current.split_fingerprint != candidate.split_fingerprint

@@ -182,13 +182,13 @@ def ask(registry_dir: Path) -> tuple[Service | None, dict[str, Any]]:
     service = read_state(registry_dir)
     if service is None or not service.process.alive():
         return None, {}
-    for attempt in range(3):  # a loaded machine may be slow to answer; a stranger answers something else
+    for attempt in range(3):  # a loaded machine may be slow to answer; another program answers something else
         try:
             status, answer = service.get("/version", timeout=5.0 * (attempt + 1))
         except OSError:
             continue
         return (service, answer) if status == 200 and answer.get("instance") == service.instance else (None, {})
-    # the process is ours, but hangs: whoever wants to stop it may; or it has ended since
+    # the process is ours, but hangs: it may be stopped; or it has ended since
     return (service if service.process.alive() else None), {}
 
 
@@ -214,7 +214,7 @@ def start_lock(registry_dir: Path) -> AbstractContextManager[int]:
 
 
 def refuse_other_systems() -> None:
-    """Raise UserError where a process cannot be told from a later one of the same number: anywhere but on Linux."""
+    """Raise UserError where a process number may come to mean another process: anywhere but on Linux."""
     if Process.of(os.getpid()) is None or not hasattr(os, "pidfd_open"):
         raise UserError(
             "the background service needs Linux (its /proc and pidfd): set deploy.start=false, and serve in the "
@@ -284,7 +284,7 @@ def _start(settings: ServiceSettings, registry_dir: Path) -> Service:
         if child is None or not child.alive():
             break
         time.sleep(0.02)
-    while child is not None and child.signal(signal.SIGKILL):  # nobody was told of it: there is nothing to drain
+    while child is not None and child.signal(signal.SIGKILL):  # nobody knows its address: there is nothing to drain
         time.sleep(0.01)
     raise UserError(f"the service did not start: {reason or _last_words(registry_dir)} (log: {log_file(registry_dir)})")
 

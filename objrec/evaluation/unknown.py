@@ -1,7 +1,7 @@
 """Images that show none of the classes: a score, a threshold, and how well they part known from unknown.
 
 The threshold is chosen on validation data by ``choose``, travels in ``model.json`` under ``unknown``, and is applied by
-``is_unknown`` of ``objrec.inference.scores`` wherever someone asks for it.
+``objrec.inference.predictor.Predictor.known_score``.
 """
 
 from __future__ import annotations

@@ -25,11 +25,13 @@ class RawImages:
         fingerprint: over (class, content) of all raw images that were kept, before they were split.
         images: ``<class>/<file>`` of the split folder to the first 16 hex digits of the raw image's sha256.
         settings: a digest of how the split's images were made from them.
+        sources: where ingest took them from.
     """
 
     fingerprint: str
     images: dict[str, str]
     settings: str
+    sources: tuple[str, ...] = ()
 
 
 def read_raw_images(folder: Path, content: str) -> RawImages | None:
@@ -49,7 +51,9 @@ def read_raw_images(folder: Path, content: str) -> RawImages | None:
         return None  # of somebody else, of an older version, or none
     settings = json.dumps({name: summary.get(name) for name in SETTINGS}, sort_keys=True)
     short = {name: digest[:SHORT] for name, digest in images.items()}
-    return RawImages(fingerprint, short, hashlib.sha256(settings.encode()).hexdigest()[:SHORT])
+    sources = summary.get("sources")  # which splits of older versions lack
+    names = tuple(sorted(map(str, sources))) if isinstance(sources, dict) else ()
+    return RawImages(fingerprint, short, hashlib.sha256(settings.encode()).hexdigest()[:SHORT], names)
 
 
 def write_hashes(path: Path, hashes: Iterable[str]) -> None:

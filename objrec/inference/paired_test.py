@@ -8,7 +8,7 @@ import math
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided exact p-value that two classifiers do equally well.
 
-    Only images on which exactly one of them is right tell them apart; if they are equal, each such image falls to
+    Only images on which exactly one of them is right distinguish them; if they are equal, each such image falls to
     either side like a coin.
 
     Args:

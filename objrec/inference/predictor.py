@@ -126,17 +126,18 @@ class Predictor:
         """Return for each image its ``top_k`` (label, probability), best first. Raises ImageError for a bad one."""
         return [self.ranked(self.probabilities(self.pixels(p)[None])[0], top_k) for p in images]
 
-    def is_unknown(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Return (N,): which of (N, classes) logits are of images that show none of the classes.
+    def known_score(self, logits: npt.NDArray[np.float32]) -> tuple[float, float]:
+        """Return the score of (1, classes) logits and the threshold below which the image shows none of the classes.
 
         Raises:
             UserError: the model folder has no threshold for it.
         """
-        from objrec.inference.scores import is_unknown
+        from objrec.inference.scores import known_score
 
-        if self.card.unknown is None:
+        rule = self.card.unknown
+        if rule is None:
             raise UserError("this model has no threshold for unknown images: train it again")
-        return is_unknown(logits, self.card.unknown, self.card.temperature)
+        return float(known_score(logits, rule["score"], self.card.temperature)[0]), float(rule["threshold"])
 
     def ranked(self, probabilities: npt.NDArray[np.float64], top_k: int) -> list[tuple[str, float]]:
         """Pair the ``top_k`` largest of (classes,) probabilities with their labels, best first."""

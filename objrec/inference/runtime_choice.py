@@ -73,10 +73,10 @@ class Tuning(BaseModel):
 
     def choose(self, runtime: str, precision: str) -> Candidate:
         """Return the fastest that fits a runtime and a precision, each possibly ``auto``. Raises UserError."""
-        asked = [c for c in self.candidates if runtime in ("auto", c.runtime) and precision in ("auto", c.precision)]
-        fit = [c for c in asked if c.refused is None]
+        matching = [c for c in self.candidates if runtime in ("auto", c.runtime) and precision in ("auto", c.precision)]
+        fit = [c for c in matching if c.refused is None]
         if not fit:
-            why = "; ".join(f"{c.name}: {c.refused}" for c in asked) or "it was not tried when the model was deployed"
+            why = "; ".join(f"{c.name}: {c.refused}" for c in matching) or "not tried when the model was deployed"
             raise UserError(f"serve.runtime={runtime} serve.precision={precision}: {why}")
         return min(fit, key=lambda c: c.milliseconds if c.milliseconds is not None else math.inf)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -30,8 +27,3 @@ def known_score(logits: Floats, method: str, temperature: float) -> npt.NDArray[
     z = logits.astype(np.float64)
     top = z.max(axis=-1)
     return top + np.log(np.exp(z - top[..., None]).sum(axis=-1))  # type: ignore[no-any-return]
-
-
-def is_unknown(logits: Floats, rule: Mapping[str, Any], temperature: float) -> npt.NDArray[np.bool_]:
-    """Return (N,): which of (N, classes) logits belong to none of the classes, by the rule from ``model.json``."""
-    return known_score(logits, rule["score"], temperature) < float(rule["threshold"])

@@ -1,6 +1,6 @@
 """Smoke images: some of the test set with the answers that a model gave before it was deployed.
 
-They are beside the models, ``registry_dir/smoke/<sha256>.json``, and every process that loads the model to serve it, on
+They are stored in ``registry_dir/smoke/<sha256>.json``, and every process that loads the model to serve it, on
 whatever runtime, must reproduce the answers first.
 """
 

@@ -33,6 +33,7 @@ class ModelCard(BaseModel):
         input_size: pixels of the square input; ``mean``, ``std``, ``interpolation`` and ``crop_pct`` as in
             ``Preprocessing``.
         training_data_fingerprint: of the raw images behind ``train_dir``, as in ``Record``; so are the next three.
+        num_training_images, sources: how many images were trained on, and where ingest took them from, if known.
         metrics: of the exported (best) checkpoint on validation data, and its epoch.
         unknown: the rule that rejects images of none of the classes; see ``objrec.evaluation.unknown``.
         temperature: probabilities are softmax(logits / temperature).
@@ -53,6 +54,8 @@ class ModelCard(BaseModel):
     split_fingerprint: str | None = None
     crops_fingerprint: str | None = None
     preprocessing_digest: str | None = None
+    num_training_images: int | None = None
+    sources: list[str] = []
     metrics: dict[str, float]
     temperature: Positive = 1.0
     unknown: dict[str, Any] | None = None

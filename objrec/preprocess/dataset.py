@@ -66,6 +66,7 @@ def _build(config: Config, raw: Path, outputs: Mapping[str, Path], scratch: Path
         "image_size": settings.image_size,
         "raw_fingerprint": content_fingerprint((p.class_name, p.sha256) for p in selection.kept),
         "split_by_count": assigned.by_count,
+        "sources": _sources(raw),
         "leakage": counts,
         "left_out": list_left_out(selection, assigned),
     }
@@ -107,6 +108,15 @@ def _drop_empty(config: Config, raw: Path, listing: Listing, selection: Selectio
         cure = "" if left < 2 else ". preprocess.drop_empty_classes=true goes on without"
         raise UserError(f"{raw}: no usable image of {', '.join(empty)} ({why}){cure}")
     note(f"preprocess: {_some(empty)} dropped: no usable image ({why})")
+
+
+def _sources(raw: Path) -> dict[str, int]:
+    """Return how many raw images are from each source, as the manifest of ingest says; nothing where there is none."""
+    try:
+        rows = [json.loads(line) for line in (raw / "manifest.jsonl").read_bytes().splitlines()]
+        return dict(sorted(Counter(str(row["source"]) for row in rows if row["status"] == "kept").items()))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,13 +25,18 @@ from objrec.serving.keys import check_key
 from objrec.serving.middleware import RequestObserver
 from objrec.serving.open_inference import add_open_inference
 from objrec.serving.request import Answer, RequestError
-from objrec.serving.schemas import PROBLEMS, Version
+from objrec.serving.schemas import PROBLEMS, Problem, Version
 from objrec.serving.score_route import add_score_route
 from objrec.serving.state import State
 
 logger = logging.getLogger("objrec.serving")
 AGAIN_SECONDS = 60.0  # until a model that could not be loaded is tried again: what was wrong may have passed
 FOLLOW_SECONDS = 1.0  # how often the alias is looked at; commands also say at once when they moved it
+NO_EXAMPLE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+    404: {"model": Problem, "description": "there is no such example"},
+    **{status: PROBLEMS[status] for status in (401, 422, 503)},
+}
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -51,7 +57,7 @@ def create_app(state: State) -> FastAPI:
     app = FastAPI(
         title="objrec",
         version=objrec.__version__,
-        description="What is on this image? Send it to /score.",
+        description="What's in this image? Send it to /score.",
         lifespan=lifespan,
         root_path=state.settings.root_path,
         docs_url=None,
@@ -83,6 +89,14 @@ def create_app(state: State) -> FastAPI:
     @app.get("/version", summary="What is served?")
     async def version() -> Version:
         return _version(state)
+
+    @app.get("/examples/{number}", summary="A test image to try", response_class=Response, responses=NO_EXAMPLE)
+    async def example(request: Request, number: int) -> Response:
+        check_key(state.settings.keys, dict(request.scope["headers"]))
+        images = state.serving().examples
+        if not 0 <= number < len(images):
+            raise RequestError(404, "no_example", f"there are {len(images)} examples (serve.examples)")
+        return Response(images[number], media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
 
     @app.get("/metrics", summary="For Prometheus", response_class=Response, responses={401: PROBLEMS[401]})
     async def metrics(request: Request) -> Response:
@@ -153,7 +167,8 @@ def _version(state: State) -> Version:
     }  # fmt: skip
     if loaded is None:
         empty = dict.fromkeys(("model_version", "accuracy", "accuracy_drop", "input_size", "runtime", "precision"))
-        return Version.model_validate({"class_names": [], **empty, **common})
+        known = {"class_names": [], "trained_on": None, "knows_unknown": False, "examples": 0}
+        return Version.model_validate({**known, **empty, **common})
     card, session = loaded.predictor.card, loaded.predictor.session
     return Version.model_validate(
         {
@@ -164,6 +179,9 @@ def _version(state: State) -> Version:
             "input_size": card.input_size,
             "runtime": session.runtime,
             "precision": session.precision,
+            "trained_on": {"num_images": card.num_training_images, "sources": card.sources},
+            "knows_unknown": card.unknown is not None,
+            "examples": len(loaded.examples),
             **common,
         }
     )

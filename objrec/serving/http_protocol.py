@@ -65,7 +65,7 @@ class Protocol(HttpToolsProtocol):
       parser would collect them without end. Trailers are dropped: added to the head they could pass for a proxy's.
     - HTTP/1.1 requires exactly one ``Host`` (RFC 9112, 3.2): with two, a proxy and we could each believe another.
     - A client who still sends when the connection is closed is read for a while, so that the answer reaches him.
-    - A wish for another protocol (``Upgrade``, as Java's client and ``curl --http2`` send) is ignored, body and all.
+    - A request for another protocol (``Upgrade``, as Java's client and ``curl --http2`` send) is ignored, body and all.
     - A client who closes his side after the request gets his answer.
     """
 
@@ -254,7 +254,7 @@ class Protocol(HttpToolsProtocol):
     def close(self) -> None:
         """Close the connection, and where a request is still being sent, let the client read the answer first.
 
-        To close a socket with unread data in it resets the connection, and the client may lose what it was told.
+        To close a socket with unread data in it resets the connection, and the client may lose its answer.
         """
         if not self._unread or self._socket.is_closing():
             self._socket.close()

@@ -16,7 +16,7 @@ MAX_BYTES = 10_000_000
 FLUSH_SECONDS = 0.25
 MAX_LINES = 10_000  # kept while the file cannot be written; the oldest go first
 ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)  # json.dumps makes one for every call with options
-logging.getLogger(LOGGER).addHandler(logging.NullHandler())  # until set_up, errors are told by who raises them
+logging.getLogger(LOGGER).addHandler(logging.NullHandler())  # until set_up, errors are reported where they are raised
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,7 +35,9 @@ class FileHandler(logging.Handler):
     """Gathers lines and writes them four times a second; a full file becomes ``<name>.1``.
 
     The library's rotating handler makes five system calls a line, and each gives Python's lock to the threads that
-    work on images and waits to get it back: half a millisecond of every request.
+    work on images and waits to get it back: half a millisecond of every request. Behind a ``QueueHandler`` it would
+    make them in another thread, which competes for the same lock; and on a full disk it writes half lines, and loses
+    what comes until there is room again.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:

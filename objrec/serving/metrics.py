@@ -30,7 +30,7 @@ class Metrics:
         Gauge("objrec_pending", "Images waiting or being worked on.", registry=r).set_function(pending)
         self.predictions = Summary(
             "objrec_confidence",
-            "Probability of the first label; its mean and count by label tell of drift.",
+            "Probability of the first label; its mean and count by label show drift.",
             ["label"],
             registry=r,
         )

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from objrec.system.files import file_sha256
 from objrec.system.reading import Stamp, stamp_of
 
 logger = logging.getLogger("objrec.serving")
+SAMPLE = "sample"  # the source whose images are drawn by the program
+EXAMPLES = 6
 KEPT = 3  # production, previous (so that a rollback is a change of a pointer), and one on its way
 
 
@@ -37,6 +39,7 @@ class Loaded:
     predictor: Predictor
     record: Record
     accuracy_drop: float | None = None  # of a lower precision, as measured on the test set
+    examples: Sequence[bytes] = ()  # test images that the page offers
     since: float = field(default_factory=time.time)
 
     @property
@@ -143,7 +146,14 @@ class ModelManager:
         record = record or Record(sha256=card.sha256, training_data_fingerprint=card.training_data_fingerprint)
         seconds = round(time.perf_counter() - started, 3)
         logger.info("loaded", extra={"fields": {"model_version": card.sha256, "seconds": seconds}})
-        return Loaded(predictor, record, accuracy_drop)
+        return Loaded(predictor, record, accuracy_drop, examples=self._examples(card, smoke))
+
+    def _examples(self, card: ModelCard, smoke: Smoke | None) -> Sequence[bytes]:
+        """Return the test images that the page may show: of others than the sample they may be private."""
+        shown = self.settings.examples
+        if smoke is None or not (card.sources == [SAMPLE] if shown == "auto" else shown):
+            return ()
+        return list(smoke.images)[:EXAMPLES]
 
     def _open(self, folder: Path) -> tuple[Predictor, float | None]:
         settings, accuracy_drop = self.settings, None

@@ -115,7 +115,7 @@ async def _infer(state: State, request: Request, name: str, version: str) -> dic
     loaded = state.serving()
     async with contextlib.AsyncExitStack() as held:
         body = await read_body(request.receive, headers, state, held)
-        asked, uploads = read(body, headers.get(HEADER_LENGTH.encode(), b""), max_bytes=state.settings.max_bytes)
+        content, uploads = read(body, headers.get(HEADER_LENGTH.encode(), b""), max_bytes=state.settings.max_bytes)
         del body
         every = ScoreQuery(top_k=len(loaded.predictor.card.class_names))
         scoring = Scoring(state, loaded, uploads, None, every, request.state.made_id)
@@ -126,10 +126,10 @@ async def _infer(state: State, request: Request, name: str, version: str) -> dic
         if "error" in result:
             raise RequestError(422, result["error"], f"image {i}: {result['reason']}")
     return {
-        "id": asked.get("id") or request.state.made_id,
+        "id": content.get("id") or request.state.made_id,
         "model_name": MODEL,
         "model_version": loaded.version,
-        "outputs": _outputs(results, loaded.predictor.card.class_names, asked.get("outputs")),
+        "outputs": _outputs(results, loaded.predictor.card.class_names, content.get("outputs")),
     }
 
 
@@ -137,11 +137,11 @@ def read(body: bytes, header_length: bytes, *, max_bytes: int) -> tuple[dict[str
     """Return the JSON object of a request, and the images in it or behind it. Raises RequestError."""
     length = int(header_length) if header_length.isdigit() else len(body)
     try:
-        asked = json.loads(body[:length])
-        (tensor,) = asked["inputs"]
+        content = json.loads(body[:length])
+        (tensor,) = content["inputs"]
         shape, kind = tensor["shape"], tensor["datatype"]
         count = int(shape[0]) if shape and all(type(n) is int and n > 0 for n in shape) else 0
-        if not isinstance(asked, dict) or any(n != 1 for n in shape[1:]):
+        if not isinstance(content, dict) or any(n != 1 for n in shape[1:]):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         reason = 'the body is not {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [N], "data": [...]}]}'
@@ -155,7 +155,7 @@ def read(body: bytes, header_length: bytes, *, max_bytes: int) -> tuple[dict[str
         raise RequestError(400, "shape", f"{len(images)} images, and a shape of {str(shape)[:40]}")
     if any(len(data) > max_bytes for data in images):
         raise handler.too_large(max_bytes)
-    return asked, Uploads([Upload(data) for data in images], several=True)
+    return content, Uploads([Upload(data) for data in images], several=True)
 
 
 def _texts(data: Any) -> list[bytes]:
@@ -178,7 +178,7 @@ def _elements(raw: bytes) -> list[bytes]:
     return found
 
 
-def _outputs(results: list[Any], class_names: list[str], asked: Any) -> list[dict[str, Any]]:
+def _outputs(results: list[Any], class_names: list[str], outputs: Any) -> list[dict[str, Any]]:
     by_name = [{p["label"]: p["probability"] for p in result["predictions"]} for result in results]
     count = len(results)
     outputs = [
@@ -191,7 +191,7 @@ def _outputs(results: list[Any], class_names: list[str], asked: Any) -> list[dic
             "data": [found[name] for found in by_name for name in class_names],
         },
     ]
-    wanted = {o.get("name") for o in asked if isinstance(o, dict)} if isinstance(asked, list) and asked else None
+    wanted = {o.get("name") for o in outputs if isinstance(o, dict)} if isinstance(outputs, list) and outputs else None
     if wanted is not None and not wanted <= {o["name"] for o in outputs}:
         raise RequestError(400, "outputs", "the outputs are label, probability and probabilities")
     return [o for o in outputs if wanted is None or o["name"] in wanted]

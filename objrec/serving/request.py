@@ -149,14 +149,15 @@ def answer(logits: Any, predictor: Predictor, *, top_k: int, unknown: bool = Fal
     ranked = predictor.ranked(softmax(logits, predictor.card.temperature)[0], top_k)
     label, probability = ranked[0]
     try:
-        rejected = unknown and bool(predictor.is_unknown(logits)[0])
+        score, threshold = predictor.known_score(logits) if unknown else (0.0, 0.0)
     except UserError as error:
         raise RequestError(422, "no_threshold", str(error)) from None
+    rejected = score < threshold
     return Answer(
         200,
         {
             "label": None if rejected else label,
-            **({"reason": "unknown"} if rejected else {}),
+            **({"reason": "unknown", "known_score": score, "threshold": threshold} if rejected else {}),
             "probability": probability,
             "predictions": [{"label": name, "probability": p} for name, p in ranked],
             "model_version": predictor.card.sha256,

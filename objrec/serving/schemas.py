@@ -1,4 +1,4 @@
-"""What goes over the wire: the types of answers, and how an image may be sent."""
+"""The types of requests and answers, as the OpenAPI document shows them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Prediction(BaseModel):
 class Score(BaseModel):
     """The best label, and the best few with their probabilities.
 
-    With ``unknown=true`` an image of none of the classes has the label null and the reason ``unknown``.
+    With ``unknown=true`` an image of none of the classes has the label null, the reason ``unknown``, and
+    its ``known_score`` beside the ``threshold`` that it is below.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -28,6 +29,8 @@ class Score(BaseModel):
     predictions: list[Prediction]
     model_version: str
     reason: str | None = None
+    known_score: float | None = None
+    threshold: float | None = None
     request_id: str | None = None
 
 
@@ -45,6 +48,13 @@ class Scores(BaseModel):
     results: list[Score | Problem]
 
 
+class TrainedOn(BaseModel):
+    """What is known of the training images."""
+
+    num_images: int | None
+    sources: list[str]
+
+
 class Version(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
@@ -59,6 +69,9 @@ class Version(BaseModel):
     objrec: str
     instance: str
     key_required: bool
+    trained_on: TrainedOn | None
+    knows_unknown: bool
+    examples: int
 
 
 TopK = Annotated[int | None, Field(ge=1, le=MAX_TOP_K, description="how many labels to answer with")]

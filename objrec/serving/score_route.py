@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_URL_BODY = 16384  # of a JSON object that holds an address
 HEAVY_PIXELS = 6_000_000  # above it an image takes a tenth of a second or more
 WAIT_PART = 0.5  # of the time for a body to arrive may go by until there is memory for it
-NO_WISHES = ScoreQuery()
+NO_QUERY = ScoreQuery()
 
 
 def add_score_route(app: FastAPI, state: State) -> None:
@@ -45,7 +45,7 @@ def add_score_route(app: FastAPI, state: State) -> None:
     @app.post(
         "/score", response_model=Score | Scores, responses=PROBLEMS, openapi_extra=BODY, summary="Classify an image"
     )
-    async def score(wishes: ScoreQueryParams) -> None:
+    async def score(query: ScoreQueryParams) -> None:
         """Send the image as it is, as base64 in JSON, or as the file of a form; the last two may hold several."""
 
     app.add_middleware(Shortcut, state=state)
@@ -82,7 +82,7 @@ async def _score(state: State, scope: Scope, receive: Receive) -> Answer:
     settings = state.settings
     headers = dict(scope["headers"])
     check_key(settings.keys, headers)
-    wishes = _wishes(scope["query_string"])
+    query = _query(scope["query_string"])
     loaded = state.serving()
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise RequestError(415, "content_encoding", "send the image as it is, without a content encoding")
@@ -90,7 +90,7 @@ async def _score(state: State, scope: Scope, receive: Receive) -> Answer:
     async with contextlib.AsyncExitStack() as held:  # memory, until there is an answer
         body = await read_body(receive, headers, state, held)
         upload = await _fetch(body, kind, state, held) if settings.allow_urls else None
-        request = Request(state, loaded, upload or body, kind, wishes, scope["state"]["made_id"])
+        request = Request(state, loaded, upload or body, kind, query, scope["state"]["made_id"])
         del body, upload  # or they would be kept while the image that was read from them is worked on
         answer = await request.answer()
     scope["state"]["fields"].update(request.log_fields(answer))
@@ -110,10 +110,10 @@ class Request:
     """
 
     def __init__(
-        self, state: State, loaded: Loaded, given: bytes | Uploads, kind: str | None, wishes: ScoreQuery, made_id: str
+        self, state: State, loaded: Loaded, given: bytes | Uploads, kind: str | None, query: ScoreQuery, made_id: str
     ) -> None:
         self.state, self.loaded, self.given, self.kind = state, loaded, given, kind
-        self.wishes, self.made_id = wishes, made_id
+        self.query, self.made_id = query, made_id
         self.bytes = sum(len(u.data) for u in given.images) if isinstance(given, Uploads) else len(given)
         self.arrived, self.seconds = time.perf_counter(), 0.0
         self.deadline = time.monotonic() + state.settings.timeout
@@ -162,17 +162,17 @@ class Request:
         answer = handler.answer(
             logits,
             predictor,
-            top_k=self.wishes.top_k or upload.top_k or self.state.settings.top_k,
-            unknown=self.wishes.unknown or upload.unknown,
+            top_k=self.query.top_k or upload.top_k or self.state.settings.top_k,
+            unknown=self.query.unknown or upload.unknown,
         )
         metrics.observe_stages(decode=decoded - began, model=done - decoded)
         metrics.observe_prediction(answer.body["label"] or answer.body["reason"], answer.body["probability"])
         return answer
 
 
-def _wishes(query: bytes) -> ScoreQuery:
+def _query(query: bytes) -> ScoreQuery:
     if not query:
-        return NO_WISHES
+        return NO_QUERY
     try:
         return ScoreQuery.model_validate(dict(QueryParams(query)))
     except ValidationError as error:

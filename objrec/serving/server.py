@@ -28,7 +28,7 @@ logger = logging.getLogger(logs.LOGGER)
 SO_ATTACH_FILTER = 26  # of Linux; Python does not name it
 ACCEPT_SECONDS = 0.2
 MAX_CONNECTIONS = 2000
-OTHER_FILES = 150  # descriptors kept for models, logs and connections that are told that there are too many
+OTHER_FILES = 150  # descriptors kept for models, logs and connections that are refused as too many
 KEEP_ALIVE = 30  # seconds that an idle connection is kept
 
 
@@ -123,7 +123,7 @@ def refuse_connections(listener: socket.socket) -> None:
 
     A connection that the kernel has completed and nobody has accepted yet is reset when its listening socket closes.
     A socket filter (Linux, no privilege needed) on the SYN flag keeps new ones out while the last are accepted; their
-    clients try again after a second and are told that nobody listens. Elsewhere the small gap remains.
+    clients try again after a second and find the port closed. Elsewhere the small gap remains.
     """
     # load the flags byte of the TCP header; drop if SYN is set; else keep all
     program = b"".join(

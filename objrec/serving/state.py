@@ -37,7 +37,8 @@ class State:
         self.metrics = Metrics(lambda: self.scheduler.pending + self.heavy.pending)
         self.scheduler = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)
         self.heavy = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)  # for very large images
-        self.memory = Memory(settings.memory, max_body=largest_body(settings.max_bytes))
+        size = None if settings.memory == "auto" else settings.memory
+        self.memory = Memory(size, max_body=largest_body(settings.max_bytes))
         self.models = ModelManager(settings, self.metrics, taken_up=self._fit)
 
     def _fit(self, loaded: Loaded) -> None:

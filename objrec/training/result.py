@@ -85,6 +85,8 @@ def write_model_folder(
         crops_fingerprint=data.fingerprint,
         preprocessing_digest=origin.settings,
         trained_on=origin.trained_on,
+        num_training_images=len(origin.trained_on),
+        sources=origin.sources,
         metrics=metrics,
         **calibrate(logits, targets, lambda pixels: _logits(model, expects.normalize(pixels))),
     )

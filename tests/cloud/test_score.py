@@ -86,7 +86,7 @@ def local(model_dir: Path) -> Iterator[Any]:
         [
             f"serve.max_bytes={LIMITS['max_bytes']}",
             f"serve.top_k={LIMITS['top_k']}",
-            f"images.max_pixels={LIMITS['max_pixels']}",
+            f"serve.max_pixels={LIMITS['max_pixels']}",
             "serve.runtime=onnxruntime",
         ]
     )

@@ -42,11 +42,12 @@ def make_model(
     always: str | None = None,
     split: str | None = None,
     trained_on: Sequence[str] | None = None,
+    **more: Any,
 ) -> Path:
     """Write a small convolutional network that knows red, green and blue; ``mirrored`` makes it wrong on purpose.
 
     With ``always`` it says this class of every image. ``split`` and ``trained_on`` are what a model folder knows of
-    the raw images behind it; those of older versions know nothing.
+    the raw images behind it; those of older versions know nothing. ``more`` goes into its card.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -100,6 +101,7 @@ def make_model(
         versions={},
         files={name: file_sha256(folder / name) for name in names},
         split_fingerprint=split,
+        **more,
     )
     card.save(folder)
     return folder
@@ -163,9 +165,10 @@ def put_in_registry(root: Path, model_dir: Path, accuracy: float = 0.9) -> Recor
 def running_service(root: Path, model_dir: Path, *overrides: str, key: str | None = None) -> Iterator[Service]:
     """A background service with a model in production; clients must send ``key`` where it is given."""
     if key is not None:
-        root.mkdir(parents=True, exist_ok=True)
-        (root / "keys.txt").write_text(f"{key}\n")
-        overrides = (*overrides, f"serve.key_file={root / 'keys.txt'}")
+        keys = root.with_name(f"{root.name}-keys.txt")  # the registry is a folder of objrec's own
+        keys.parent.mkdir(parents=True, exist_ok=True)
+        keys.write_text(f"{key}\n")
+        overrides = (*overrides, f"serve.key_file={keys}")
     FolderRegistry(root).promote(put_in_registry(root, model_dir))
     config = load_config([*FAST, *overrides])
     started = service.ensure_started(ServiceSettings.of(config, registry_dir=str(root.resolve())))
