@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
-    """Check the command line and where it writes, before Hydra writes there; return what Hydra is given. Raises UserError."""
+    """Check the command line and where it writes, before Hydra does; return Hydra's arguments. Raises UserError."""
     from objrec.config.command_line import check_command_line, sort_arguments
     from objrec.runner.given import inputs_of
     from objrec.runner.runner import check_folders

@@ -70,7 +70,7 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {  # pydantic's kind of comp
     "list_type": lambda c: "a list, as in [a,b]",
     "dict_type": lambda c: "a group of settings, as in {_target_: module.Class}",
     "model_type": lambda c: "a group of settings",
-    "literal_error": lambda c: f"one of {c['expected'].replace(' or ', ', ').replace(chr(39), '')}",
+    "literal_error": lambda c: _one_of(c["expected"].replace(" or ", ", ").replace("'", "")),
     "greater_than": lambda c: f"above {c['gt']:g}",
     "greater_than_equal": lambda c: f"at least {c['ge']:g}",
     "less_than": lambda c: f"below {c['lt']:g}",
@@ -78,6 +78,10 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {  # pydantic's kind of comp
     "too_short": lambda c: f"a list of at least {c['min_length']}",
     "too_long": lambda c: f"a list of at most {c['max_length']}",
 }
+
+
+def _one_of(names: str) -> str:
+    return f"one of {names}" if "," in names else names
 
 
 def explain_all(error: ValidationError) -> list[str]:
@@ -122,10 +126,9 @@ def unknown_key(key: str, legal: Iterable[str]) -> str:
     """Return the message for a key that does not exist: with ours for the name that other libraries use."""
     legal = set(legal)
     ours = ELSEWHERE.get(key.rpartition(".")[2].lower().replace("-", "_"))
-    near = did_you_mean(key, legal)
-    if ours is not None and (key.count(".") == 0 or "Did you mean" not in near):
-        return f"{key}: unknown key. It is {ours} here"
-    return f"{key}: unknown key.{near}"
+    if ours is not None and ours != key:
+        return f"{key}: unknown key. Did you mean '{ours}'?"
+    return f"{key}: unknown key.{did_you_mean(key, legal)}"
 
 
 def _key(loc: tuple[int | str, ...]) -> str:
