@@ -40,17 +40,17 @@ def test_a_mistake_is_told_before_any_work(workdir: Path) -> None:
 
 def test_an_image_of_any_kind_gets_the_same_labels(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     path = tmp_path / "Bild 1.png"
-    picture.save(path)
+    drawn.save(path)
     predictor = Predictor.load(model)
     expected = predictor.predict(path)
     with path.open("rb") as file:
-        kinds = [str(path), path.read_bytes(), bytearray(path.read_bytes()), file, picture, np.asarray(picture)]
+        kinds = [str(path), path.read_bytes(), bytearray(path.read_bytes()), file, drawn, np.asarray(drawn)]
         assert predictor.predict(kinds) == [expected] * len(kinds)
-    assert predictor.predict(picture) == expected == api.predict(path, model_dir=model)
-    assert predictor.predict(np.stack([np.asarray(picture)] * 2)) == [expected] * 2
-    alpha = picture.convert("RGBA")
+    assert predictor.predict(drawn) == expected == api.predict(path, model_dir=model)
+    assert predictor.predict(np.stack([np.asarray(drawn)] * 2)) == [expected] * 2
+    alpha = drawn.convert("RGBA")
     alpha.putalpha(128)
     assert predictor.predict(alpha) == predictor.predict(np.asarray(alpha))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Union
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL import Image
 
-    ImageLike = Union[str, os.PathLike[str], bytes, bytearray, IO[bytes], Image.Image, npt.NDArray[np.uint8]]
+    ImageLike = str | os.PathLike[str] | bytes | bytearray | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
 
 
 def is_one(images: Any) -> bool:
