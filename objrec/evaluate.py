@@ -33,6 +33,13 @@ def main() -> None:
 
 def run(overrides: list[str]) -> None:
     """Evaluate and say what was found. Raises UserError for what the user can mend."""
+    metrics, report = measure(overrides)
+    print(summary(metrics))
+    print(f"report    {report}")
+
+
+def measure(overrides: list[str]) -> tuple[dict[str, Any], Path]:
+    """Evaluate; returns the content of ``metrics.json`` and the report. Raises UserError for what the user can mend."""
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
     from objrec.runner.given import inputs_of
@@ -57,8 +64,8 @@ def run(overrides: list[str]) -> None:
         raise
     if run_dir is not None and config.run_dir is None:
         point_latest(run_dir)
-    print(summary(json.loads((Path(places["report_dir"]) / "metrics.json").read_text(encoding="utf-8"))))
-    print(f"report    {Path(places['report_dir']) / 'report.html'}")
+    report_dir = Path(places["report_dir"])
+    return json.loads((report_dir / "metrics.json").read_text(encoding="utf-8")), report_dir / "report.html"
 
 
 def summary(metrics: dict[str, Any]) -> str:

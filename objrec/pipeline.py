@@ -35,6 +35,7 @@ def main() -> None:
 
 def run(overrides: list[str]) -> int:
     """Compose, validate, run the five steps, print the summary."""
+    from objrec.config.command_line import refuse_sweep
     from objrec.config.errors import UserError
     from objrec.config.load import load_config
     from objrec.deployment.service import refuse_other_systems
@@ -51,6 +52,7 @@ def run(overrides: list[str]) -> int:
     from objrec.serving.keys import read_keys
     from objrec.steps import load_steps
 
+    refuse_sweep(overrides)
     config = load_config(overrides)
     if config.deploy.start and config.deploy.target == "local":  # said now, and not after the training
         refuse_other_systems()

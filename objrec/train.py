@@ -10,7 +10,7 @@ from typing import Any
 from objrec.config.cli import group_lines, guard, wants_help
 from objrec.config.compose import expand_sources
 from objrec.config.errors import UserError
-from objrec.config.load import check_command_line, check_flags, config_dir, register_resolvers, validate
+from objrec.config.load import config_dir, register_resolvers, validate
 
 HELP = """Fine-tune a backbone on labelled images. Without a data set, builds one first (cached).
 
@@ -39,28 +39,34 @@ def main() -> None:
         print(HELP.format(groups=group_lines()))
         return
     register_resolvers()
-    sys.argv[1:] = expand_sources(sys.argv[1:])
-    shows = {a.partition("=")[0] for a in sys.argv} & {"--cfg", "-c"}  # which composes the configuration anyway
-    if status := guard(lambda: check_flags(sys.argv[1:]) if shows else prepare(sys.argv[1:])):
+    arguments: list[str] = []
+    if status := guard(lambda: arguments.extend(prepare(sys.argv[1:]))):
         sys.exit(status)
+    sys.argv[1:] = arguments
     import hydra
 
-    if flags := {"-m", "--multirun"} & set(sys.argv):
-        from objrec.sweeps.sweeper import register
-
-        register()
-        sys.argv = [*(a for a in sys.argv if a not in flags), "-m"]  # Hydra takes no overrides on both sides of it
     hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(task)()
 
 
-def prepare(arguments: Sequence[str]) -> None:
-    """Check the command line and where it writes, before Hydra writes there. Raises UserError."""
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """Check the command line and where it writes, before Hydra does; return Hydra's arguments. Raises UserError."""
+    from objrec.config.command_line import check_command_line, sort_arguments
     from objrec.runner.given import inputs_of
     from objrec.runner.runner import check_folders
     from objrec.steps import load_steps
     from objrec.system.outputs import claim, claim_cache
 
-    config = check_command_line(arguments)
+    line = sort_arguments(arguments)
+    config = check_command_line(line)
+    words = [*expand_sources(line.for_hydra), *(["-m"] if line.multirun else [])]
+    if line.multirun:
+        from hydra.core.plugins import Plugins
+
+        from hydra_plugins.objrec_trial_sweeper import TrialSweeper
+
+        Plugins.instance().register(TrialSweeper)  # Hydra finds it alone, but in an editable installation
+    if config is None:
+        return words
     if config.model_dir is not None:
         raise UserError(
             "model_dir: objrec.train writes to run_dir=DIR, the model to DIR/model; objrec.steps.train takes "
@@ -70,6 +76,7 @@ def prepare(arguments: Sequence[str]) -> None:
     claim_cache(Path(config.cache_dir))
     if config.run_dir is not None:
         claim(Path(config.run_dir), "run_dir")
+    return words
 
 
 def task(node: Any) -> float | None:

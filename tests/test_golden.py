@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def override_keys() -> str:
-    from objrec.config.diagnose import flatten_keys
+    from objrec.config.complaints import flatten_keys
 
     return "\n".join(sorted(flatten_keys(Config))) + "\n"
 

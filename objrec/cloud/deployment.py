@@ -132,7 +132,7 @@ def smoke_images(record: Record, inputs: Mapping[str, Path], config: Config) -> 
     for label, path in images_in_turns(inputs["test_dir"]):
         data = path.read_bytes()
         try:
-            best, probability = predictor.predict([data], top_k=1)[0][0]
+            best, probability = predictor.predict(data, top_k=1)[0]
         except ImageError:
             continue
         right += best == label

@@ -8,16 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from objrec.config.errors import UserError
-from objrec.config.schema import Config
-
-PATH_KEYS = {
-    *(f for f in Config.model_fields if f.endswith(("_dir", "_file"))),
-    "source.path",
-    "backbone.weights",
-    "evaluate.compare",
-    "evaluate.unknown_dir",
-    "serve.key_file",
-}
 
 
 def config_dir() -> str:
@@ -36,16 +26,19 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("objrec.or", lambda a, b: b if a is None else a, replace=True)
 
 
-def quote_path(override: str) -> str:
-    """Quote the value of a key that takes a path, so that ``model_dir=My models (2)`` needs no Hydra grammar."""
-    key, sign, value = override.partition("=")
-    plain = re.fullmatch(r"[\w./\\:@%+\-~?]*", value)
-    if key.lstrip("+") not in PATH_KEYS or not sign or plain or value[:1] in "'\"[{" or "$" in value:
-        return override
-    if "," in value and all(re.fullmatch(r"[\w./\\:@%+\-~?]+", part) for part in value.split(",")):
-        return override  # a sweep over paths
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+def config_folders(overrides: Sequence[str]) -> list[str]:
+    """Return the folders of ``--config-dir`` among the overrides. Raises UserError for one that is not there."""
+    folders = [o.split("=", 1)[1] for o in overrides if o.startswith("--config-dir=")]
+    if missing := [f for f in folders if not Path(f).expanduser().is_dir()]:
+        raise UserError([f"--config-dir={f}: there is no such folder" for f in missing])
+    return [str(Path(f).expanduser().resolve()) for f in folders]
+
+
+def group_options(group: str, overrides: Sequence[str]) -> list[str] | None:
+    """Return the names of the files in a config group, or None where there is no such group."""
+    places = [config_dir(), *config_folders(overrides)]
+    folders = [Path(p) / group for p in places if (Path(p) / group).is_dir()]
+    return sorted({f.stem for folder in folders for f in folder.glob("*.yaml")}) if folders else None
 
 
 def expand_sources(overrides: Sequence[str]) -> list[str]:
@@ -53,7 +46,7 @@ def expand_sources(overrides: Sequence[str]) -> list[str]:
 
     A list with a name that is no source is left as it is, for the message to show what was typed.
     """
-    folders = [config_dir(), *(o.split("=", 1)[1] for o in overrides if o.startswith("--config-dir="))]
+    folders = [config_dir(), *config_folders(overrides)]
     expanded: list[str] = []
     for override in overrides:
         found = re.fullmatch(r"source=\[(.*)\]", override)
@@ -75,20 +68,39 @@ def expand_sources(overrides: Sequence[str]) -> list[str]:
     return expanded
 
 
-def compose_data(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the composed configuration as plain data, interpolations resolved. Raises what Hydra raises."""
+def compose_node(overrides: Sequence[str], *, hydra: bool = False) -> Any:
+    """Return the composed configuration as OmegaConf's node, with Hydra's own settings on request.
+
+    Raises what Hydra raises.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
 
     register_resolvers()
-    folders = [o.split("=", 1)[1] for o in overrides if o.startswith("--config-dir=")]
+    folders = config_folders(overrides)
+    overrides = expand_sources(overrides)
     plain = [o for o in overrides if not o.startswith("--config-dir=")]
     if folders:
-        plain.append(f"hydra.searchpath=[{','.join('file://' + str(Path(f).resolve()) for f in folders)}]")
+        plain.append("hydra.searchpath=[" + ",".join(f"'file://{quote_text(f)}'" for f in folders) + "]")
     GlobalHydra.instance().clear()  # compose may run many times in one process: tests, sweeps, notebooks
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
-        composed = compose("config", overrides=plain)
-    data = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        return compose("config", overrides=plain, return_hydra_config=hydra)
+
+
+def quote_text(text: str) -> str:
+    """Return text as it stands between single quotes in Hydra's grammar."""
+    return text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def to_data(node: Any) -> dict[str, Any]:
+    """Return plain data of a composed configuration, interpolations resolved."""
+    from omegaconf import OmegaConf
+
+    data = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     assert isinstance(data, dict)
     return {str(k): v for k, v in data.items()}
+
+
+def compose_data(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the composed configuration as plain data. Raises what Hydra raises."""
+    return to_data(compose_node(overrides))

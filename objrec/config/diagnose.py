@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from objrec.config.compose import compose_data, config_dir
+from objrec.config.backbone_names import name_problem
+from objrec.config.complaints import NO_KEY, explain_all, flatten_keys, unknown_key
+from objrec.config.compose import compose_data, group_options
 from objrec.config.errors import UserError, did_you_mean
 from objrec.config.rules import without_effect
 from objrec.config.schema import Config
 
 OPEN_NODES = ("callbacks", "logger")  # `+callbacks.mine={_target_: ...}` may add a node here
-NO_KEY = (
-    "a secret on a command line is seen by every user of the machine, and one in a settings file is saved with the "
-    "run: set OBJREC_SERVE_KEY in the environment, or serve.key_file=PATH of a file with a key a line"
-)
 FILE_NODES = ("optimizer", "scheduler", "source")  # what keys they have, their file says
 
 
@@ -27,12 +24,14 @@ def diagnose(overrides: Sequence[str], cause: Exception) -> list[str]:
     problems: list[str] = []
     good: list[str] = []
     values: list[tuple[str, Any]] = []
+    broken: set[str] = set()
     for text, parsed in parse_overrides(overrides):
         if isinstance(parsed, Exception):
+            broken.add(text.partition("=")[0].lstrip("+~"))
             problems.append(f"{text}: is not valid key=value syntax; quote special characters, as in 'key=\"a b\"'")
             continue
         key = parsed.key_or_group
-        options = _group_options(key, overrides)
+        options = group_options(key, overrides)
         if options is None:
             values.append((text, parsed))
             continue
@@ -43,14 +42,14 @@ def diagnose(overrides: Sequence[str], cause: Exception) -> list[str]:
         if parsed.is_sweep_override():
             problems.append(f"{text}: multiple values need -m (--multirun)")
         elif wrong:
-            problems.append(f"{text}: no such {key}.{did_you_mean(str(wrong[0]), options, what=f'{key} is one of')}")
+            problems.append(_no_such_option(text, key, str(wrong[0]), options))
         else:
             good.append(text)
     folders = [o for o in overrides if o.startswith("--config-dir=")]
     try:
         legal = set(_data_keys(compose_data([*folders, *good])))
     except Exception as error:  # the files themselves are at fault
-        return problems or [_first_line(error)]
+        return problems or [file_fault(error)]
     for text, parsed in values:
         key = parsed.key_or_group
         if parsed.is_sweep_override():
@@ -58,19 +57,26 @@ def diagnose(overrides: Sequence[str], cause: Exception) -> list[str]:
         elif key in legal or key.startswith("hydra.") or (key.split(".")[0] in OPEN_NODES and text.startswith("+")):
             good.append(text)
         else:
-            problems.append(f"{key}: unknown key.{did_you_mean(key, legal)}")
+            problems.append(unknown_key(key, legal))
     try:
-        problems += _faults(compose_data([*folders, *good]))
+        problems += [f for f in _faults(compose_data([*folders, *good])) if f.partition(":")[0] not in broken]
     except Exception as error:
-        problems.append(_first_line(error))
-    return list(dict.fromkeys(problems)) or [_first_line(cause)]
+        problems.append(file_fault(error))
+    return list(dict.fromkeys(problems)) or [file_fault(cause)]
+
+
+def _no_such_option(text: str, group: str, name: str, options: Sequence[str]) -> str:
+    message = f"{text}: no such {group}.{did_you_mean(name, options, what=f'{group} is one of')}"
+    if group == "backbone" and name_problem(name) is None:
+        return f"{text}: {name} has no file in configs/backbone; any model of timm goes to backbone.name={name}"
+    return message
 
 
 def _faults(data: dict[str, Any]) -> list[str]:
     try:
         Config.model_validate(data)
     except ValidationError as error:
-        return [line for e in error.errors() for line in explain(e)]
+        return explain_all(error)
     return []
 
 
@@ -78,23 +84,6 @@ def refuse_secrets(overrides: Sequence[str]) -> None:
     """Raise UserError for a key of the endpoint among the overrides, before anything can repeat it."""
     if any(re.match(r"\W*serve\W+key\W*[=:]", o) for o in overrides):
         raise UserError(f"serve.key: {NO_KEY}")
-
-
-def explain(error: Any) -> Iterator[str]:
-    """Turn one pydantic complaint into ``key: what is wrong``."""
-    where = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("int", "literal", "list[")))
-    if where == "serve.key":
-        yield f"{where}: {NO_KEY}"
-    elif error["type"] == "extra_forbidden":
-        yield f"{where}: unknown key.{did_you_mean(where, flatten_keys(Config))}"
-    elif error["type"] == "missing":
-        yield f"{where}: has no value"
-    elif error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-        yield from (f"{where}: {message}" if where else message).split("\n")
-    else:
-        message = error["msg"].replace("Input s", "s").replace("Value error, ", "")
-        yield f"{where}={error['input']}: {message}"
 
 
 def illegal_additions(overrides: Sequence[str]) -> list[str]:
@@ -121,43 +110,47 @@ def illegal_additions(overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def check_nodes(overrides: Sequence[str], data: dict[str, Any]) -> list[str]:
-    """Return what is wrong with single overrides: of another type than in their file, or without effect."""
-    idle = [
+def idle_settings(overrides: Sequence[str], data: dict[str, Any]) -> list[str]:
+    """Return which of the overrides have no effect in this configuration, and why."""
+    found = [
         problem
         for text, p in parse_overrides(overrides)
         if not isinstance(p, Exception) and not text.startswith("~")
         if (problem := without_effect(p.key_or_group, data)) is not None
     ]
-    return [*_other_types(overrides, data), *dict.fromkeys(idle)]
+    return list(dict.fromkeys(found))
 
 
-def _other_types(overrides: Sequence[str], data: dict[str, Any]) -> list[str]:
-    """Values of ``_target_`` nodes keep the type that their file gives them."""
+def other_types(overrides: Sequence[str], data: dict[str, Any]) -> list[str]:
+    """Return which overrides in ``_target_`` nodes have another type than the value in their file."""
     touched = [
-        (text, p)
+        (text, p.key_or_group)
         for text, p in parse_overrides(overrides)
-        if not isinstance(p, Exception)
-        and p.key_or_group.split(".")[0] in (*FILE_NODES, *OPEN_NODES)
-        and "." in p.key_or_group
-        and not text.startswith(("+", "~"))
+        if not isinstance(p, Exception) and _in_a_node(p.key_or_group) and not text.startswith(("+", "~"))
     ]
     if not touched:
         return []
     names = {text for text, _ in touched}
     base = compose_data([o for o in overrides if o not in names])
-    found = []
-    for text, p in touched:
-        was, now = _select(base, p.key_or_group), _select(data, p.key_or_group)
-        numbers = isinstance(was, (int, float)) and not isinstance(was, bool)
-        fits = (
-            was is None
-            or now is None
-            or (isinstance(now, (int, float)) and not isinstance(now, bool) if numbers else isinstance(now, type(was)))
-        )
-        if not fits:
-            found.append(f"{text}: should be like {was!r}, of type {type(was).__name__}")
-    return found
+    return [problem for text, key in touched if (problem := type_problem(text, key, base, data)) is not None]
+
+
+def _in_a_node(key: str) -> bool:
+    return key.split(".")[0] in (*FILE_NODES, *OPEN_NODES) and "." in key
+
+
+def type_problem(text: str, key: str, base: dict[str, Any], data: dict[str, Any]) -> str | None:
+    """Return what is wrong where a value of a ``_target_`` node in ``data`` is of another type than in ``base``."""
+    if not _in_a_node(key):
+        return None
+    was, now = _select(base, key), _select(data, key)
+    if was is None or now is None:
+        return None
+    if isinstance(was, (int, float)) and not isinstance(was, bool):
+        fits = isinstance(now, (int, float)) and not isinstance(now, bool)
+    else:
+        fits = isinstance(now, type(was))
+    return None if fits else f"{text}: should be like {was!r}, of type {type(was).__name__}"
 
 
 def parse_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -174,15 +167,6 @@ def parse_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield text, error
 
 
-def flatten_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key that the schema declares, sections included."""
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{field.alias or name}"
-        yield key
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from flatten_keys(field.annotation, f"{key}.")
-
-
 def _data_keys(data: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(data, dict):
         for name, value in data.items():
@@ -196,12 +180,13 @@ def _select(data: Any, key: str) -> Any:
     return data
 
 
-def _group_options(group: str, overrides: Sequence[str]) -> list[str] | None:
-    """Names of the files in a config group, or None where there is no such group."""
-    places = [config_dir(), *(o.split("=", 1)[1] for o in overrides if o.startswith("--config-dir="))]
-    folders = [Path(p) / group for p in places if (Path(p) / group).is_dir()]
-    return sorted({f.stem for folder in folders for f in folder.glob("*.yaml")}) if folders else None
-
-
-def _first_line(error: Exception) -> str:
+def file_fault(error: BaseException) -> str:
+    """Return one line about files that do not compose: for a fault in a YAML file its name and line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        mark = getattr(cause, "problem_mark", None)
+        if mark is not None:
+            column = f":{mark.column + 1}" if mark.column else ""
+            return f"{mark.name}:{mark.line + 1}{column}: not valid YAML: {getattr(cause, 'problem', None) or cause}"
+        cause = cause.__cause__ or cause.__context__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 UNKEYED = Field(json_schema_extra={"keyed": False})
 
@@ -33,8 +34,33 @@ def _count_or_auto(value: Any) -> Any:
     return value
 
 
+def _like(pattern: str, words: str) -> AfterValidator:
+    """Check text against a pattern, and say in words what it should be."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"'{value}' should be {words}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _home(value: Any) -> Any:
+    """Put the home directory for ``~``: a shell does so at the beginning of a word only."""
+    return str(FilePath(value).expanduser()) if isinstance(value, str) and value[:1] == "~" else value
+
+
+def _names(value: Any) -> Any:
+    """Take numbers for names, as in a file's ``names: [0, 1, 2]``."""
+    if not isinstance(value, list):
+        return value
+    return [str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+
+
+PATH = Field(json_schema_extra={"keyed": False, "path": True})
 Node = dict[str, Any]  # ``_target_`` and its arguments: what hydra.utils.instantiate takes
-Path = Annotated[str | None, UNKEYED]
+Path = Annotated[str | None, BeforeValidator(_home), PATH]
+Folder = Annotated[str, BeforeValidator(_home), PATH]
 
 
 class Section(BaseModel):
@@ -44,7 +70,7 @@ class Section(BaseModel):
 
 
 class Classes(Section):
-    names: list[str] | None  # null: those that the source has
+    names: Annotated[list[str] | None, BeforeValidator(_names)]  # null: those that the source has
 
     @field_validator("names")
     @classmethod
@@ -308,7 +334,7 @@ class Serve(Section):
     grace: Annotated[Float, Field(ge=0)]
     drain: Annotated[Float, Field(ge=0)]
     cors: list[str]
-    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
+    root_path: Annotated[str, _like(r"(/[A-Za-z0-9._~-]+)*", "empty or a path, as in /models/animals")]
     allow_urls: bool
     max_bytes: Annotated[Int, Field(ge=1)]
     max_pixels: Annotated[Int, Field(ge=64)]
@@ -323,7 +349,7 @@ class Serve(Section):
 class AzureCluster(Section):
     """A cluster of virtual machines that shrinks to none when idle."""
 
-    cluster: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{1,23}$")]
+    cluster: Annotated[str, _like(r"[A-Za-z][A-Za-z0-9-]{1,23}", "2 to 24 letters, digits or -")]
     size: str
     gpus: Annotated[Int, Field(ge=0)]
     max_nodes: Annotated[Int, Field(ge=1)]
@@ -344,7 +370,7 @@ class AzureTimeouts(Section):
 class AzureEndpoint(Section):
     """The managed online endpoint and the way traffic moves to a new deployment."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$")] | None
+    name: Annotated[str, _like(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", "3 to 32 lower-case letters, digits or -")] | None
     size: str
     instances: Annotated[Int, Field(ge=1)]
     traffic: Annotated[list[Annotated[Int, Field(ge=1, le=100)]], Field(min_length=1)]
@@ -378,10 +404,10 @@ class Azure(Section):
     datastore: str | None
     cpu: AzureCluster
     gpu: AzureCluster
-    shm_size: Annotated[str, Field(pattern=r"^[0-9]+[bkmg]$")]
+    shm_size: Annotated[str, _like(r"[0-9]+[bkmg]", "a size, as in 8g")]
     timeouts: AzureTimeouts
     environment: str
-    vault_url: Annotated[str, Field(pattern=r"^https://[^/]+/?$")] | None
+    vault_url: Annotated[str, _like(r"https://[^/]+/?", "as in https://NAME.vault.azure.net")] | None
     secrets: list[str]
     model_name: str
     endpoint: AzureEndpoint
@@ -446,9 +472,9 @@ class Config(Section):
     azure: Annotated[Azure, UNKEYED]
     sweep: Annotated[Sweep, UNKEYED]
 
-    runs_dir: Annotated[str, UNKEYED]
-    cache_dir: Annotated[str, UNKEYED]
-    registry_dir: Annotated[str, UNKEYED]
+    runs_dir: Folder
+    cache_dir: Folder
+    registry_dir: Folder
     run_dir: Path
     force: Annotated[list[str], UNKEYED]
     raw_data_dir: Path
@@ -490,9 +516,6 @@ class Config(Section):
                     yield f"source.{key}={value}: source={name} does not read it{cure}"
         if self.ingest.num_images is None and not targets <= FINITE and targets <= SOURCES.keys():
             yield "ingest.num_images: null takes all images, but this source is unlimited: set ingest.num_images=100"
-        for key in ("num_ops", "magnitude"):
-            if self.augmentation.name != "rand" and getattr(self.augmentation, key) is not None:
-                yield f"augmentation.{key}: only augmentation=rand reads it"
 
     @model_validator(mode="after")
     def _rules(self) -> Self:

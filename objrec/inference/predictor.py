@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from objrec.config.errors import UserError
 from objrec.models.card import ModelCard
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from objrec.images.budget import Budget
+    from objrec.inference.given import ImageLike
     from objrec.inference.runtimes import Session
 
+Ranked = list[tuple[str, float]]  # (label, probability), best first
 MAX_PIXELS = 50_000_000
 
 
@@ -28,8 +30,8 @@ class Predictor:
 
     Example:
         >>> predictor = Predictor.load(Path("runs/pipeline/latest/train/model_dir"))
-        >>> predictor.predict([Path("cat.jpg")])[0][0]
-        ('cat', 0.97)
+        >>> predictor.predict("cat.jpg")
+        [('cat', 0.97), ('dog', 0.02), ...]
     """
 
     card: ModelCard
@@ -122,9 +124,40 @@ class Predictor:
 
         return softmax(self.logits(pixels), self.card.temperature)
 
-    def predict(self, images: Iterable[bytes | Path], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
-        """Return for each image its ``top_k`` (label, probability), best first. Raises ImageError for a bad one."""
-        return [self.ranked(self.probabilities(self.pixels(p)[None])[0], top_k) for p in images]
+    @overload
+    def predict(self, images: ImageLike, *, top_k: int = ...) -> Ranked: ...
+
+    @overload
+    def predict(self, images: Iterable[ImageLike], *, top_k: int = ...) -> list[Any]: ...
+
+    def predict(self, images: Any, *, top_k: int = 5) -> Any:
+        """Return the ``top_k`` (label, probability) of an image, best first; of several a list of such.
+
+        Args:
+            images: a path, encoded bytes, an open binary file, a Pillow image or a uint8 array (height, width) or
+                (height, width, 3 or 4), RGB; or an iterable of any of these.
+
+        Returns:
+            for several images one entry each, in order: a bad one has its error in place of labels, and the others
+            are not affected.
+
+        Raises:
+            ImageError: the one image is bad.
+            UserError: its file cannot be read.
+        """
+        from objrec.images.decode import ImageError
+        from objrec.inference.given import encoded, is_one
+
+        def one(image: ImageLike) -> Ranked:
+            return self.ranked(self.probabilities(self.pixels(encoded(image))[None])[0], top_k)
+
+        def each(image: ImageLike) -> Ranked | ImageError | UserError:
+            try:
+                return one(image)
+            except (ImageError, UserError) as error:
+                return error
+
+        return one(images) if is_one(images) else [each(image) for image in images]
 
     def known_score(self, logits: npt.NDArray[np.float32]) -> tuple[float, float]:
         """Return the score of (1, classes) logits and the threshold below which the image shows none of the classes.

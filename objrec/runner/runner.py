@@ -24,6 +24,7 @@ from objrec.config.space import full_disk_said, is_full
 from objrec.runner.cache import Entry, StepCache
 from objrec.runner.display import Display
 from objrec.runner.given import inputs_of, steps_given
+from objrec.steps import NAMES
 from objrec.steps.base import Step, lookup, restrict
 from objrec.steps.keys import KeyParts, SourceIndex, key_parts
 from objrec.system import outputs as places
@@ -87,7 +88,7 @@ def run_pipeline(
         StepFailed: a step broke down.
     """
     names = [s.name for s in steps]
-    for name in set(config.force) - {*names, "all", "ingest", "preprocess", "train", "evaluate", "deploy"}:
+    for name in set(config.force) - {*names, *NAMES, "all"}:
         raise UserError(f"force={name}: no such step.{did_you_mean(name, [*names, 'all'])}")
     record = RunRecord(run_dir.name, 0.0, None, None, [StepRecord(n) for n in names])
     record.save(run_dir)

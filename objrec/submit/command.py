@@ -11,15 +11,17 @@ from typing import Any
 
 from objrec.cloud.environments import ROOT
 from objrec.cloud.snapshot import snapshot_files, stage
+from objrec.config.diagnose import refuse_secrets
 from objrec.config.environment import child_environment
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.config.schema import Config
+from objrec.config.search_space import check_values, read_command
 from objrec.runner.runner import new_run_dir
 from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.jobs import Job, Request, build_job
-from objrec.submit.sweep import read_space, split_swept
+from objrec.submit.sweep import AzureSpace, azure_space
 from objrec.system.files import write_json
 from objrec.system.outputs import claim_cache
 
@@ -45,8 +47,7 @@ Starting from an empty subscription: docs/azure.md"""
 def run(overrides: Sequence[str]) -> int:
     """Compose, build, check; then show, submit or clean up. Returns the exit status."""
     overrides = [f"azure.{o}" if o.split("=")[0] in SHORT else o for o in overrides]
-    plain, swept = split_swept(overrides)
-    config = load_config(plain)
+    plain, space, config = read_overrides(overrides)
     if config.azure.cleanup:
         from objrec.submit.cleanup import clean_up
 
@@ -55,7 +56,7 @@ def run(overrides: Sequence[str]) -> int:
     files = snapshot_files(ROOT)
     snapshot = stage(files, ROOT, Path(config.cache_dir).resolve() / "azure")
     code = snapshot.name
-    job = prepare(plain, swept, config, snapshot)
+    job = prepare(plain, space, config, snapshot)
     marks = {**summary.fingerprints(job, code), "code": code}
     memory = Path(config.cache_dir) / summary.MEMORY
     place = write(job, new_folder(config) / "job.yaml")
@@ -72,11 +73,21 @@ def run(overrides: Sequence[str]) -> int:
     return status
 
 
-def prepare(plain: Sequence[str], swept: Sequence[str], config: Config, code: Path) -> Job:
+def read_overrides(overrides: Sequence[str]) -> tuple[list[str], AzureSpace | None, Config]:
+    """Return (overrides that all trials share, what is varied, the configuration without that). Raises UserError."""
+    refuse_secrets(overrides)
+    plain, varied = read_command(overrides)
+    config = load_config(plain, effects=not varied)
+    space = azure_space(varied, config)
+    if varied:  # a node that starts to learn of a bad value costs money
+        check_values(plain, varied)
+    return plain, space, config
+
+
+def prepare(plain: Sequence[str], space: AzureSpace | None, config: Config, code: Path) -> Job:
     """Return the checked definition of the job. Raises UserError with everything that stands against it."""
     from objrec.steps import load_steps
 
-    space = read_space(plain, swept, config)
     request = Request(
         steps=load_steps(), config=config, overrides=plain, code=code, space=space, git_commit=_git_commit()
     )

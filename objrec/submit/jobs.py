@@ -18,7 +18,7 @@ from objrec.config.errors import UserError
 from objrec.config.schema import AzureCluster, Config
 from objrec.steps.base import Port, Step, lookup
 from objrec.submit.overrides import PARAMETERS, parameters_of, share_out
-from objrec.submit.sweep import Space, sweep_node
+from objrec.submit.sweep import AzureSpace, sweep_node
 
 SCHEMA = "https://azuremlschemas.azureedge.net/latest/pipelineJob.schema.json"
 CREATED_BY = {"created_by": "objrec"}
@@ -41,7 +41,7 @@ class Request:
     config: Config
     overrides: Sequence[str]
     code: Path
-    space: Space | None = None
+    space: AzureSpace | None = None
     git_commit: str | None = None
 
 

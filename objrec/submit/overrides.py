@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from objrec.config.compose import PATH_KEYS
 from objrec.config.errors import UserError
 from objrec.config.load import dump, load_config
+from objrec.config.quoting import PATH_KEYS
 from objrec.config.schema import Config
 from objrec.runner.runner import CONTROL
 from objrec.steps.base import Step, lookup
@@ -98,7 +98,7 @@ def _same(step: Step, expected: Config, overrides: Sequence[str]) -> bool:
 @lru_cache(maxsize=64)
 def _composed(overrides: tuple[str, ...]) -> Config:
     """Compose once what several steps ask for: a composition takes a tenth of a second."""
-    return load_config(overrides)
+    return load_config(overrides, effects=False)  # the whole was checked
 
 
 def _read_by(step: Step, config: Config, without: set[str]) -> dict[str, Any]:

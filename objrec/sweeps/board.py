@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from objrec.config.load import dump, load_config
 from objrec.config.schema import Config
+from objrec.config.search_space import effective
 from objrec.runner.display import Display
 from objrec.sweeps.trial import Trial, TrialResult, stored_trials
 
@@ -104,7 +105,7 @@ def finish(folder: Path, config: Config, keys: Sequence[str], fixed: Sequence[st
 def _overrides(row: Row, fixed: Sequence[str], keys: Sequence[str]) -> list[str]:
     """Return the overrides that train this row's model again, without those that only steered the sweep."""
     varied = [f"{k}={row[k]}" for k in keys if row.get(k) is not None]
-    whole = [*fixed, *varied]
+    whole = effective([*fixed, *varied])
     plain = [o for o in whole if not o.startswith(("sweep=", "sweep.", "hydra.", "hydra/"))]
     return plain if _settings(plain) == _settings(whole) else whole
 

@@ -36,7 +36,7 @@ Job = Callable[[Sequence[str], Path], object]
 def train_job(overrides: Sequence[str], folder: Path) -> None:
     """Compose the configuration and train."""
     try:
-        config: Any = load_config(overrides)
+        config: Any = load_config(overrides, effects=False)  # another trial may give a setting its effect
     except UserError as error:
         config = error
     run_trial(config, overrides, folder)

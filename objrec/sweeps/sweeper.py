@@ -5,20 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-
 from objrec.config import search_space as space
-from objrec.config.cli import guard
 from objrec.config.compose import config_dir
 from objrec.config.errors import UserError
 from objrec.config.load import load_config
@@ -38,79 +31,53 @@ from objrec.system.cores import available_cores
 from objrec.system.files import lock
 from objrec.system.outputs import claim
 
-NAME = "hydra_plugins.objrec.TrialSweeper"  # configs/config.yaml; Hydra takes plugins of this namespace only
 OWN = ("run_dir", "force")  # overrides that steer a sweep and mean nothing to a trial
 STEPS = ("ingest", "preprocess", "train")  # whose settings shape a trial
 ATTEMPTS = 2  # of a trial in a launcher whose workers are killed
 
 
-def register() -> None:
-    """Make the sweeper known to Hydra."""
-    Plugins.instance().class_name_to_class[NAME] = TrialSweeper
-
-
-class TrialSweeper(Sweeper):
-    """Run the trials of a sweep and exit: 0, or 1 where some failed.
+def run_sweep(params: Mapping[str, Any], arguments: Sequence[str], hydra: Any, make_launcher: Callable[[], Any]) -> int:
+    """Run the trials of a sweep that Hydra was asked for; returns the exit status: 0, or 1 where some failed.
 
     Args:
         params: what the sweep's file varies; the command line wins over it.
-        max_batch_size: of Hydra's own sweeper, unused.
+        arguments: the overrides, which were tried on the configuration before Hydra began.
+        hydra: the ``hydra`` node of the configuration.
+        make_launcher: returns the launcher of Hydra's that is configured.
+
+    Raises:
+        UserError: what a sweep on this machine cannot do.
     """
-
-    def __init__(self, params: Mapping[str, Any] | None = None, max_batch_size: int | None = None) -> None:
-        self.params = dict(params or {})
-        self.config: DictConfig | None = None
-        self.hydra_context: HydraContext | None = None
-        self.task_function: TaskFunction | None = None
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-
-    def sweep(self, arguments: list[str]) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running trials are ended too
-        sys.exit(guard(lambda: self._sweep(arguments)))
-
-    def _sweep(self, arguments: Sequence[str]) -> int:
-        assert self.config is not None
-        hydra = self.config.hydra
-        folder = Path(hydra.sweep.dir)
-        folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
-        flags = [f"--config-dir={p}" for p in folders if p.resolve() != Path(config_dir()).resolve()]
-        fixed, varied = space.read_space(self.params, arguments)
-        config = load_config([*flags, *fixed])
-        fixed = [*flags, *(o for o in fixed if o.split("=")[0] not in OWN)]
-        _check(config, varied)
-        unseen = [k for k, d in varied.items() if k in self.params or isinstance(d, space.Interval)]
-        space.check_values(fixed, varied, unseen)  # the values on the command line were tried before Hydra began
-        launcher = None if hydra.launcher._target_.endswith("BasicLauncher") else self._launcher()
-        claim(folder, "run_dir")
-        with _locked(folder):
-            try:
-                data = _build_data(config, fixed, varied, folder)
-            except UserError:
-                if config.run_dir is None:
-                    forget_run(folder)  # nothing of a refused sweep stays behind
-                raise
-            identity = _identity(config, data)
-            plan = Grid if config.sweep.algorithm == "grid" else Sampled
-            trials: Plan = plan(folder, config, fixed=fixed, space=varied, identity=identity)
-            print(f"sweep {folder}: {trials.said}. After an interruption run_dir={folder} carries it on.", flush=True)
-            if launcher is None:
-                run_here(trials, config, folder)
-            else:
-                run_there(trials, launcher, config)
-            return board.finish(folder, config, list(varied), fixed, identity)
-
-    def _launcher(self) -> Any:
-        return Plugins.instance().instantiate_launcher(
-            hydra_context=self.hydra_context,  # type: ignore[arg-type]
-            task_function=self.task_function,  # type: ignore[arg-type]
-            config=self.config,  # type: ignore[arg-type]
-        )
+    folder = Path(hydra.sweep.dir)
+    folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+    flags = [f"--config-dir={p}" for p in folders if p.resolve() != Path(config_dir()).resolve()]
+    fixed, varied = space.read_space(params, [*flags, *arguments])
+    config = load_config(fixed, effects=False)
+    fixed = [o for o in fixed if o.split("=")[0] not in OWN]
+    _check(config, varied)
+    launcher = None if hydra.launcher._target_.endswith("BasicLauncher") else make_launcher()
+    claim(folder, "run_dir")
+    with _locked(folder):
+        try:
+            data = _build_data(config, fixed, varied, folder)
+        except UserError:
+            if config.run_dir is None:
+                forget_run(folder)  # nothing of a refused sweep stays behind
+            raise
+        identity = _identity(config, data)
+        plan = Grid if config.sweep.algorithm == "grid" else Sampled
+        trials: Plan = plan(folder, config, fixed=fixed, space=varied, identity=identity)
+        print(f"sweep {folder}: {trials.said}. To resume after an interruption, pass run_dir={folder}", flush=True)
+        if launcher is None:
+            run_here(trials, config, folder)
+        else:
+            run_there(trials, launcher, config)
+        return board.finish(folder, config, list(varied), fixed, identity)
 
 
 def _check(config: Config, varied: Mapping[str, Dimension]) -> None:
     """Raise UserError for what a sweep on this machine cannot do."""
+    space.check_size(config, varied)
     sweep, compute = config.sweep, config.compute
     problems = []
     if sweep.algorithm == "grid" and sweep.early_termination != "none":

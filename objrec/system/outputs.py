@@ -78,7 +78,7 @@ def placed(name: str, path: Path, kind: Kind, *, resumes: bool = False, ours: bo
         raise UserError(problem)
     final.parent.mkdir(parents=True, exist_ok=True)
     if kind == "folder" and final.is_dir() and _is_fixed(final):
-        if _in_a_job():
+        if in_a_job():
             mark(final)
         yield final
     elif kind == "folder":
@@ -92,7 +92,7 @@ def placed(name: str, path: Path, kind: Kind, *, resumes: bool = False, ours: bo
             (scratch / final.name).replace(final)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    if not ours and not _in_a_job():
+    if not ours and not in_a_job():
         _record(final)
 
 
@@ -144,7 +144,7 @@ def _objection(name: str, path: Path, kind: Kind) -> str | None:
     if final.is_dir() != (kind == "folder"):
         found = "folder" if final.is_dir() else "file"
         return f"{name}={path}: is a {found}, and a {kind} is to be written there: {CURE}"
-    if (kind == "folder" and _is_empty(final)) or (_in_a_job() and _fresh_in_a_job(final)):
+    if (kind == "folder" and _is_empty(final)) or (in_a_job() and _fresh_in_a_job(final)):
         return None
     rows = _recorded(final)
     if rows is None:
@@ -211,11 +211,12 @@ def _is_fixed(final: Path) -> bool:
         return False
     here = Path.cwd()
     return (
-        _in_a_job() or os.path.ismount(final) or final in (here, *here.parents) or not os.access(final.parent, os.W_OK)
+        in_a_job() or os.path.ismount(final) or final in (here, *here.parents) or not os.access(final.parent, os.W_OK)
     )
 
 
-def _in_a_job() -> bool:
+def in_a_job() -> bool:
+    """Whether this process is a step of a job on Azure Machine Learning."""
     return "AZUREML_RUN_ID" in os.environ
 
 

@@ -23,18 +23,15 @@ from objrec.config.load import load_config
 from objrec.steps import load_steps
 from objrec.submit import summary
 from objrec.submit.checks import check_job
-from objrec.submit.command import run
+from objrec.submit.command import read_overrides, run
 from objrec.submit.jobs import Request, build_job
-from objrec.submit.sweep import read_space, split_swept
 
 GOLDEN = ROOT / "tests" / "golden" / "azure_job.yaml"
 CLUSTERS = {"objrec-cpu": 2, "objrec-gpu": 2}
 
 
 def build(*overrides: str) -> dict[str, Any]:
-    plain, swept = split_swept(overrides)
-    config = load_config(plain)
-    space = read_space(plain, swept, config)
+    plain, space, config = read_overrides(overrides)
     return build_job(Request(steps=load_steps(), config=config, overrides=plain, code=ROOT, space=space))
 
 
