@@ -37,7 +37,7 @@ Exit status: 0 if all images were labelled, 1 if some failed (see stderr), 2 for
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class ImageLabels:
     """What became of one image: ``predictions``, best first, or an ``error``. ``unknown``: none of the classes."""
 
     name: str
@@ -138,13 +138,13 @@ def _writing() -> Iterator[None]:
         raise UserError(f"the results cannot be written: {reason_of(error)}") from None
 
 
-def label(images: Iterable[ImageInput], classify: Classify, *, workers: int) -> Generator[Prediction, None, None]:
+def label(images: Iterable[ImageInput], classify: Classify, *, workers: int) -> Generator[ImageLabels, None, None]:
     """Yield a result for every image, in order; a bad one is a result too.
 
     ``workers`` images are worked on at once and a few more wait, so that memory does not grow with their number.
     """
     pool = ThreadPoolExecutor(workers)
-    ahead: deque[Future[Prediction]] = deque()
+    ahead: deque[Future[ImageLabels]] = deque()
     try:
         for image in images:
             ahead.append(pool.submit(_label_one, image, classify))
@@ -156,16 +156,16 @@ def label(images: Iterable[ImageInput], classify: Classify, *, workers: int) -> 
         pool.shutdown(wait=False, cancel_futures=True)  # what hangs must hold up neither an error nor Ctrl-C
 
 
-def _label_one(image: ImageInput, classify: Classify) -> Prediction:
+def _label_one(image: ImageInput, classify: Classify) -> ImageLabels:
     if image.error is not None:
-        return Prediction(image.name, [], image.error)
+        return ImageLabels(image.name, [], image.error)
     try:
         predictions, version, unknown = classify(read(image))
     except ImageError as error:
-        return Prediction(image.name, [], error.reason)
+        return ImageLabels(image.name, [], error.reason)
     except OSError as error:
-        return Prediction(image.name, [], reason_of(error))
-    return Prediction(image.name, predictions, model_version=version, unknown=unknown)
+        return ImageLabels(image.name, [], reason_of(error))
+    return ImageLabels(image.name, predictions, model_version=version, unknown=unknown)
 
 
 def _local(options: argparse.Namespace) -> tuple[Classify, int]:
@@ -200,9 +200,9 @@ def _local(options: argparse.Namespace) -> tuple[Classify, int]:
 
 
 def _remote(options: argparse.Namespace) -> tuple[Classify, int]:
-    from objrec.client.endpoint import Endpoint
+    from objrec.client.endpoint import EndpointClient
 
-    endpoint = Endpoint(
+    endpoint = EndpointClient(
         options.endpoint,
         key=options.key,
         top_k=options.top_k or default_values()["serve"]["top_k"],
@@ -225,12 +225,12 @@ def production_dir(registry_dir: Path) -> Path:
     return registry.model_dir(record.sha256)
 
 
-def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Prediction], None]:
+def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[ImageLabels], None]:
     """Return what prints a result, bad ones too where the format has a place for them."""
     if options.csv:
         return _csv_shower(options, out)
 
-    def show(result: Prediction) -> None:
+    def show(result: ImageLabels) -> None:
         if options.json:
             print(as_json(result), file=out, flush=True)
         elif result.error is None:
@@ -241,7 +241,7 @@ def _shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Prediction],
     return show
 
 
-def as_json(result: Prediction) -> str:
+def as_json(result: ImageLabels) -> str:
     """Return one line: what the endpoint answers, and the image's name; or the name and an error."""
     import json
 
@@ -259,7 +259,7 @@ def as_json(result: Prediction) -> str:
     return json.dumps(content)
 
 
-def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Prediction], None]:
+def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[ImageLabels], None]:
     """Return what writes a row: names without control characters, and the other labels as a JSON object."""
     import csv
     import json
@@ -268,7 +268,7 @@ def _csv_shower(options: argparse.Namespace, out: IO[str]) -> Callable[[Predicti
     writer.writerow(["image", "label", "probability", "others", "error"])
     out.flush()
 
-    def show(result: Prediction) -> None:
+    def show(result: ImageLabels) -> None:
         best = result.predictions[0] if result.predictions else ("", "")
         rest = {name: round(p, 4) for name, p in result.predictions[1:]}
         label = "" if result.unknown else best[0]

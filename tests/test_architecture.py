@@ -76,28 +76,13 @@ def test_every_command_is_documented() -> None:
             assert any(name in (ROOT / "README.md").read_text() for name in names), command.name
 
 
-# To be renamed; the list may only shrink.
-SHARED_NAMES = {
-    "Answer",
-    "Candidate",
-    "Endpoint",
-    "Limits",
-    "Memory",
-    "Prediction",
-    "Request",
-    "_Frame",
-    "_Job",
-    "_Worker",
-}
-
-
 def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = {}
     for name, tree in trees():
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(name)
-    assert {k: v for k, v in places.items() if len(v) > 1 and k not in SHARED_NAMES} == {}
+    assert {k: v for k, v in places.items() if len(v) > 1} == {}
 
 
 def used(tree: ast.Module) -> set[str]:

@@ -90,7 +90,7 @@ class _SecureConnection(HTTPSConnection):
     response_class = _Answer
 
 
-class Endpoint:
+class EndpointClient:
     """An endpoint of ours. Safe to use from many threads: each keeps a connection of its own.
 
     Args:
@@ -179,7 +179,7 @@ class Endpoint:
 
 
 def _answered(answer: dict[str, Any]) -> tuple[list[tuple[str, float]], str, bool] | None:
-    """Return what ``Endpoint.classify`` does; None where this is not what an endpoint of ours answers."""
+    """Return what ``EndpointClient.classify`` does; None where this is not what an endpoint of ours answers."""
     try:
         predictions = [(p["label"], p["probability"]) for p in answer["predictions"]]
         version, label = answer["model_version"], answer["label"]

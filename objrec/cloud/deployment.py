@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from objrec.cloud.endpoint import Endpoint, SmokeImage, post
+from objrec.cloud.endpoint import ManagedEndpoint, SmokeImage, post
 from objrec.cloud.environments import ROOT, ensure_environment
 from objrec.cloud.registry import AzureRegistry, model_folder, tags_of
 from objrec.cloud.snapshot import snapshot_files, stage
@@ -39,7 +39,7 @@ def deploy(
     client = connect(config.azure)
     name = endpoint_name(config)
     registry = AzureRegistry(client, config.azure.model_name, name)
-    endpoint = Endpoint(client, name, send=post, seconds=config.azure.endpoint.request_timeout_ms / 1000)
+    endpoint = ManagedEndpoint(client, name, send=post, seconds=config.azure.endpoint.request_timeout_ms / 1000)
     with tempfile.TemporaryDirectory() as scratch:
         comparison = _comparison(registry, record, inputs, config.images.max_pixels, Path(scratch))
         decision = decide(record, registry, compare=comparison, rules=rules)
@@ -62,7 +62,7 @@ def endpoint_name(config: Config) -> str:
 
 
 def _release(
-    config: Config, client: Any, endpoint: Endpoint, record: Record, version: str, inputs: Mapping[str, Path]
+    config: Config, client: Any, endpoint: ManagedEndpoint, record: Record, version: str, inputs: Mapping[str, Path]
 ) -> None:
     images = smoke_images(record, inputs, config)
     created = endpoint.ensure()
@@ -146,7 +146,7 @@ def smoke_images(record: Record, inputs: Mapping[str, Path], config: Config) -> 
     return images
 
 
-def _content(endpoint: Endpoint, decision: Decision, serving: Any, before: Any) -> dict[str, Any]:
+def _content(endpoint: ManagedEndpoint, decision: Decision, serving: Any, before: Any) -> dict[str, Any]:
     tags = dict(serving.tags or {}) if serving is not None else {}
     return {
         "url": endpoint.url,

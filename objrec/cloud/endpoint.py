@@ -26,7 +26,7 @@ class SmokeImage:
     probability: float
 
 
-class Endpoint:
+class ManagedEndpoint:
     """One endpoint of the workspace.
 
     Args:

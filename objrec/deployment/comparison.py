@@ -19,7 +19,7 @@ from objrec.system.files import file_sha256
 Files = Sequence[tuple[str, Path]]  # (class, file) of a test set
 
 
-class Memory(Protocol):
+class MeasurementLog(Protocol):
     """Measurements of earlier comparisons."""
 
     def recall(self, sha256: str, test_data: str) -> Record | None:
@@ -45,7 +45,7 @@ class Comparison:
     files: Callable[[], Files]
     place_of: Callable[[Record], Path]
     right: Callable[[Path], list[bool]]
-    memory: Memory | None = None
+    memory: MeasurementLog | None = None
 
     def __call__(self, current: Record) -> Standing:
         """Return how both do. Raises UserError when the model in production cannot be measured."""

@@ -21,7 +21,7 @@ HOT: Final = ((0.0, (60, 0, 90)), (0.5, (230, 60, 50)), (1.0, (255, 235, 120))) 
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What a model says about an image; ``confidence`` is a probability in [0, 1]."""
 
     label: str
@@ -37,7 +37,7 @@ class Card:
     image: str
     heat: str
     target: str
-    answers: Sequence[Answer]
+    answers: Sequence[ModelAnswer]
 
 
 def make_cards(
@@ -51,7 +51,7 @@ def make_cards(
             images[i],
             heats.get(i, ""),
             outcome.classes[outcome.targets[i]],
-            [Answer(p.outcome.classes[p.preds[i]], float(p.confidence[i]), bool(p.correct[i])) for p in models],
+            [ModelAnswer(p.outcome.classes[p.preds[i]], float(p.confidence[i]), bool(p.correct[i])) for p in models],
         )
         for i in indices
         if i in images

@@ -39,7 +39,7 @@ BATCH: Final = 32
 SECONDS: Final = 0.5  # of timing for each candidate
 
 
-class Candidate(BaseModel):
+class RuntimeCandidate(BaseModel):
     """A way to run a model, and what was found about it. ``refused`` says why it may not serve."""
 
     runtime: str
@@ -60,7 +60,7 @@ class Tuning(BaseModel):
 
     machine: str
     int8_sha256: str | None = None
-    candidates: list[Candidate]
+    candidates: list[RuntimeCandidate]
 
     @classmethod
     def load(cls, folder: Path) -> Tuning | None:
@@ -71,7 +71,7 @@ class Tuning(BaseModel):
             return None
         return found if found.machine == machine() else None
 
-    def choose(self, runtime: str, precision: str) -> Candidate:
+    def choose(self, runtime: str, precision: str) -> RuntimeCandidate:
         """Return the fastest that fits a runtime and a precision, each possibly ``auto``. Raises UserError."""
         matching = [c for c in self.candidates if runtime in ("auto", c.runtime) and precision in ("auto", c.precision)]
         fit = [c for c in matching if c.refused is None]
@@ -101,14 +101,14 @@ def machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def possible(runtime: str, precision: str) -> list[Candidate]:
+def possible(runtime: str, precision: str) -> list[RuntimeCandidate]:
     """Return what could serve under the settings. ``auto`` means what is installed, without torch, and pays here."""
     runtimes = [r for r in ("onnxruntime", "openvino") if is_installed(r)] if runtime == "auto" else [runtime]
     found = []
     for r in runtimes:
         for p in RUNTIMES.get(r, ()):
             if p == precision or (precision == "auto" and (p != "bf16" or has_bf16())):
-                found.append(Candidate(runtime=r, precision=p))
+                found.append(RuntimeCandidate(runtime=r, precision=p))
     return found
 
 
@@ -140,7 +140,7 @@ def tune(
     needed = math.ceil(1 / max_accuracy_drop) if max_accuracy_drop > 0 else MEASURED_IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     int8 = None
-    open_candidates: list[tuple[Candidate, Predictor]] = []
+    open_candidates: list[tuple[RuntimeCandidate, Predictor]] = []
     for c in candidates:
         try:
             if c.precision != "fp32" and len(measured) < needed:
@@ -176,7 +176,7 @@ def tune(
 
 def _measure_accuracy(
     reference: Predictor,
-    candidates: Sequence[tuple[Candidate, Predictor]],
+    candidates: Sequence[tuple[RuntimeCandidate, Predictor]],
     images: Sequence[tuple[str, Path]],
     max_accuracy_drop: float,
 ) -> None:

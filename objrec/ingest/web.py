@@ -20,7 +20,7 @@ from objrec.ingest.store import WebStore
 from objrec.sources.base import Candidate, Source
 from objrec.sources.build import host_limits
 from objrec.system.cores import available_cores
-from objrec.web.download import Downloader, Limits
+from objrec.web.download import Downloader, DownloadLimits
 
 
 class Web:
@@ -33,7 +33,7 @@ class Web:
     def __init__(self, config: Config, examiners: ExaminerPool) -> None:
         settings = config.ingest
         self._refresh, self._examiners = settings.refresh, examiners
-        limits = Limits(
+        limits = DownloadLimits(
             timeout=settings.timeout,
             max_bytes=settings.max_bytes,
             retries=settings.retries,

@@ -167,7 +167,7 @@ def _version(state: State) -> Version:
     }  # fmt: skip
     if loaded is None:
         empty = dict.fromkeys(("model_version", "accuracy", "accuracy_drop", "input_size", "runtime", "precision"))
-        known = {"class_names": [], "trained_on": None, "knows_unknown": False, "examples": 0}
+        known: dict[str, Any] = {"class_names": [], "trained_on": None, "knows_unknown": False, "examples": 0}
         return Version.model_validate({**known, **empty, **common})
     card, session = loaded.predictor.card, loaded.predictor.session
     return Version.model_validate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from objrec.serving.request import RequestError, too_large
 from objrec.serving.settings import ServiceSettings
-from objrec.web.download import Downloader, Limits
+from objrec.web.download import Downloader, DownloadLimits
 from objrec.web.failures import FetchError
 
 CONNECTIONS = 8
@@ -27,7 +27,7 @@ async def fetch(url: str, settings: ServiceSettings) -> bytes:
     Raises:
         RequestError: 413 when it is too large, 422 with the reason when it cannot be had.
     """
-    limits = Limits(
+    limits = DownloadLimits(
         timeout=settings.timeout,
         max_bytes=settings.max_bytes,
         retries=0,

@@ -23,7 +23,7 @@ CHUNK = 16  # bytes that a chunk's size and line ends may take; what is more (an
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class HeadLimits:
     """On what is collected, or read past, before the application sees a request.
 
     Attributes:
@@ -39,7 +39,7 @@ class Limits:
     target: int
 
 
-def protocol(of: Limits) -> type[asyncio.Protocol]:
+def protocol(of: HeadLimits) -> type[asyncio.Protocol]:
     """Return the protocol with limits on what nobody else limits."""
 
     class Limited(Protocol):
@@ -69,7 +69,7 @@ class Protocol(HttpToolsProtocol):
     - A client who closes his side after the request gets his answer.
     """
 
-    limits = Limits(seconds=10.0, head=65536, headers=100, target=8192)
+    limits = HeadLimits(seconds=10.0, head=65536, headers=100, target=8192)
     _timer: TimerHandle | None = None
     _unread = False  # whether a request was begun and is not yet here as a whole
     _lingering = False

@@ -25,7 +25,7 @@ LARGE_BODY = MEBIBYTE
 READING = 2  # times its size, to take an image out of JSON or a form
 
 
-class Memory:
+class RequestMemory:
     """The budget of ``serve.memory``, in three parts that are never waited for while holding another of the same kind.
 
     Bodies take a third, half of it for small ones alone, so that slow uploads of large images keep no small image out;

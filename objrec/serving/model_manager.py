@@ -157,7 +157,9 @@ class ModelManager:
 
     def _open(self, folder: Path) -> tuple[Predictor, float | None]:
         settings, accuracy_drop = self.settings, None
-        runtime, precision, int8 = settings.runtime, settings.precision, None
+        runtime: str = settings.runtime
+        precision: str = settings.precision
+        int8 = None
         card = ModelCard.load(folder)
         place = tuned_dir(self._registry.root, card.sha256)
         found = Tuning.load(place)

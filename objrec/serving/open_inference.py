@@ -19,7 +19,7 @@ from objrec.serving import request as handler
 from objrec.serving.keys import check_key
 from objrec.serving.request import MAX_IMAGES, Answer, RequestError, Upload, Uploads
 from objrec.serving.schemas import PROBLEMS, Problem, ScoreQuery
-from objrec.serving.score_route import Request as Scoring
+from objrec.serving.score_route import ScoreRequest as Scoring
 from objrec.serving.score_route import read_body
 
 if TYPE_CHECKING:

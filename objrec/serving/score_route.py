@@ -90,7 +90,7 @@ async def _score(state: State, scope: Scope, receive: Receive) -> Answer:
     async with contextlib.AsyncExitStack() as held:  # memory, until there is an answer
         body = await read_body(receive, headers, state, held)
         upload = await _fetch(body, kind, state, held) if settings.allow_urls else None
-        request = Request(state, loaded, upload or body, kind, query, scope["state"]["made_id"])
+        request = ScoreRequest(state, loaded, upload or body, kind, query, scope["state"]["made_id"])
         del body, upload  # or they would be kept while the image that was read from them is worked on
         answer = await request.answer()
     scope["state"]["fields"].update(request.log_fields(answer))
@@ -101,7 +101,7 @@ class _Heavy(Exception):
     """Raised where an image is so large that other threads should take it."""
 
 
-class Request:
+class ScoreRequest:
     """One scoring request on its way through the threads.
 
     Args:

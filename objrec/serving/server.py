@@ -19,7 +19,7 @@ import uvicorn
 from objrec.config.errors import UserError
 from objrec.serving import logs
 from objrec.serving.app import create_app
-from objrec.serving.http_protocol import Limits, protocol
+from objrec.serving.http_protocol import HeadLimits, protocol
 from objrec.serving.memory import return_large_blocks
 from objrec.serving.settings import ServiceSettings
 from objrec.serving.state import State
@@ -46,7 +46,7 @@ def serve(state: State, listener: socket.socket) -> None:
     """Serve until a signal ends it."""
     return_large_blocks()
     settings = state.settings
-    limits = Limits(
+    limits = HeadLimits(
         seconds=settings.timeout, head=settings.max_head, headers=settings.max_headers, target=settings.max_target
     )
     config = uvicorn.Config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from objrec.inference.runtimes import callers
-from objrec.serving.memory import Memory, largest_body
+from objrec.serving.memory import RequestMemory, largest_body
 from objrec.serving.metrics import Metrics
 from objrec.serving.model_manager import Loaded, ModelManager
 from objrec.serving.request import RequestError
@@ -38,7 +38,7 @@ class State:
         self.scheduler = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)
         self.heavy = Scheduler(workers=1, waiting=settings.queue, timeout=settings.timeout)  # for very large images
         size = None if settings.memory == "auto" else settings.memory
-        self.memory = Memory(size, max_body=largest_body(settings.max_bytes))
+        self.memory = RequestMemory(size, max_body=largest_body(settings.max_bytes))
         self.models = ModelManager(settings, self.metrics, taken_up=self._fit)
 
     def _fit(self, loaded: Loaded) -> None:

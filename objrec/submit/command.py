@@ -20,7 +20,7 @@ from objrec.config.search_space import check_values, read_command
 from objrec.runner.runner import new_run_dir
 from objrec.submit import summary
 from objrec.submit.checks import check_job
-from objrec.submit.jobs import Job, Request, build_job
+from objrec.submit.jobs import Job, JobRequest, build_job
 from objrec.submit.sweep import AzureSpace, azure_space
 from objrec.system.files import write_json
 from objrec.system.outputs import claim_cache
@@ -88,7 +88,7 @@ def prepare(plain: Sequence[str], space: AzureSpace | None, config: Config, code
     """Return the checked definition of the job. Raises UserError with everything that stands against it."""
     from objrec.steps import load_steps
 
-    request = Request(
+    request = JobRequest(
         steps=load_steps(), config=config, overrides=plain, code=code, space=space, git_commit=_git_commit()
     )
     job = build_job(request)

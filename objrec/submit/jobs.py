@@ -27,7 +27,7 @@ Job = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class JobRequest:
     """What is to be submitted.
 
     Attributes:
@@ -45,7 +45,7 @@ class Request:
     git_commit: str | None = None
 
 
-def build_job(request: Request) -> Job:
+def build_job(request: JobRequest) -> Job:
     """Return the job's definition. Local paths in it are absolute.
 
     Raises:
@@ -84,7 +84,7 @@ def build_job(request: Request) -> Job:
     }
 
 
-def steps_to_run(request: Request) -> list[Step]:
+def steps_to_run(request: JobRequest) -> list[Step]:
     """Return the steps of the job: all but those whose outputs are given, and deploy where trials are compared."""
     config = request.config
     known = {s.name for s in request.steps}
@@ -244,5 +244,5 @@ def _number_type(value: Any) -> str:
     return "integer" if isinstance(value, int) else "number"
 
 
-def _swept(request: Request) -> list[str]:
+def _swept(request: JobRequest) -> list[str]:
     return [d.input for d in request.space.dimensions] if request.space else []

@@ -33,7 +33,7 @@ UNREACHABLE: Final = ("dns", "connection", "tls", "refused_address")  # nothing 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class DownloadLimits:
     """What a download may take.
 
     Attributes:
@@ -103,7 +103,7 @@ class Downloader:
         host_limits: hosts that allow fewer connections than the rest.
     """
 
-    def __init__(self, limits: Limits, *, contact: str | None, host_limits: Mapping[str, int]) -> None:
+    def __init__(self, limits: DownloadLimits, *, contact: str | None, host_limits: Mapping[str, int]) -> None:
         self._limits = limits
         self._host_limits = host_limits
         self._interval = 1 / limits.host_rate if limits.host_rate else 0.0

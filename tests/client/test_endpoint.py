@@ -78,7 +78,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_than_the_limit_is_not_read(pieces: list[bytes], small: None) -> None:
     with saying(pieces) as url:
         with pytest.raises(UserError, match="does not answer: larger than 100000 bytes"):
-            client.Endpoint(url).classify(b"x")
+            client.EndpointClient(url).classify(b"x")
         with pytest.raises(OSError, match="larger than 100000 bytes"):
             client.download(url)
 
@@ -99,7 +99,7 @@ def test_drips_end_at_the_deadline(pieces: list[bytes], small: None) -> None:
     with saying(pieces, pause=0.1) as url:
         began = time.monotonic()
         with pytest.raises(UserError, match=SLOW):
-            client.Endpoint(url).classify(b"x")
+            client.EndpointClient(url).classify(b"x")
         assert time.monotonic() - began < 3  # two tries of half a second
         with pytest.raises(OSError, match=SLOW):
             client.download(url)
@@ -108,7 +108,7 @@ def test_drips_end_at_the_deadline(pieces: list[bytes], small: None) -> None:
 def test_an_answer_cut_short_is_an_error(small: None) -> None:
     with saying([whole(bytes(1000))[:-10]]) as url:
         with pytest.raises(UserError, match="does not answer: IncompleteRead"):
-            client.Endpoint(url).classify(b"x")
+            client.EndpointClient(url).classify(b"x")
         with pytest.raises(OSError, match="IncompleteRead"):
             client.download(url)
 
@@ -160,9 +160,9 @@ def test_nonsense_is_told_in_a_line(
 
 def test_a_good_answer_is_taken() -> None:
     with saying([whole(answer())]) as url:
-        assert client.Endpoint(url).classify(b"x") == ([("a", 1.0)], "v", False)
+        assert client.EndpointClient(url).classify(b"x") == ([("a", 1.0)], "v", False)
     with saying([whole(answer(label=None))]) as url:
-        assert client.Endpoint(f"{url}/é x").classify(b"x")[2]
+        assert client.EndpointClient(f"{url}/é x").classify(b"x")[2]
 
 
 @pytest.mark.parametrize("after", ["²", "-1", "soon", "9" * 400])
@@ -172,7 +172,7 @@ def test_odd_waits_are_not_taken_literally(after: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(client, "TRIES", 2)
     endless = [whole(b"{}", f"Retry-After: {after}", status=503)]
     with saying(endless) as url, pytest.raises(UserError, match="status 503"):
-        client.Endpoint(url).classify(b"x")
+        client.EndpointClient(url).classify(b"x")
     assert [seconds for seconds in waited if seconds] == [10.0 if after.startswith("9") else 1.0]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from objrec.web.download import Limits
+from objrec.web.download import DownloadLimits
 
-LIMITS = Limits(
+LIMITS = DownloadLimits(
     timeout=3.0,
     max_bytes=200_000,
     retries=2,

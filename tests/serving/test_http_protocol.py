@@ -34,7 +34,7 @@ from helpers.serving import (
     to_bytes,
 )
 
-from objrec.client.endpoint import TRIES, Endpoint
+from objrec.client.endpoint import TRIES, EndpointClient
 from objrec.config.errors import UserError
 from objrec.deployment import service
 from objrec.deployment.service import Service
@@ -144,7 +144,7 @@ def test_a_client_learns_that_its_image_is_too_large_from_one_upload(live: Servi
         return next((float(r.split()[-1]) for r in rows if r.startswith(name)), 0.0)
 
     before = told()
-    endpoint = Endpoint(live.url)
+    endpoint = EndpointClient(live.url)
     for count in (1, 2):
         with pytest.raises(ImageError, match="larger than 1000000 bytes"):
             endpoint.classify(JPEG + b"\0" * 8_000_000)
@@ -165,7 +165,7 @@ def test_a_server_that_resets_every_connection_is_said_in_a_line() -> None:
         thread.start()
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"  # broken in the middle of its handshake
         with pytest.raises(UserError, match="does not answer"):
-            Endpoint(url).classify(JPEG)
+            EndpointClient(url).classify(JPEG)
         thread.join()
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from objrec.deployment.service import Service
 from objrec.inference.predictor import Predictor
-from objrec.serving.memory import AUTO, MEBIBYTE, Memory
+from objrec.serving.memory import AUTO, MEBIBYTE, RequestMemory
 from objrec.serving.request import RequestError, Upload
 
 JPEG = to_bytes(image("blue", 1))
@@ -145,7 +145,7 @@ def test_heads_that_are_huge_or_slow(live: Service, huge: bool) -> None:
 
 
 def test_what_does_not_fit_waits_or_is_refused(model: Path) -> None:
-    memory, predictor = Memory(48 * MEBIBYTE, max_body=LARGEST), Predictor.load(model)
+    memory, predictor = RequestMemory(48 * MEBIBYTE, max_body=LARGEST), Predictor.load(model)
     upload = Upload(plain_png(2, np.uint8, 3))
     cost = memory.cost(upload, predictor)
     now = time.monotonic()

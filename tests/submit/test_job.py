@@ -24,7 +24,7 @@ from objrec.steps import load_steps
 from objrec.submit import summary
 from objrec.submit.checks import check_job
 from objrec.submit.command import read_overrides, run
-from objrec.submit.jobs import Request, build_job
+from objrec.submit.jobs import JobRequest, build_job
 
 GOLDEN = ROOT / "tests" / "golden" / "azure_job.yaml"
 CLUSTERS = {"objrec-cpu": 2, "objrec-gpu": 2}
@@ -32,7 +32,7 @@ CLUSTERS = {"objrec-cpu": 2, "objrec-gpu": 2}
 
 def build(*overrides: str) -> dict[str, Any]:
     plain, space, config = read_overrides(overrides)
-    return build_job(Request(steps=load_steps(), config=config, overrides=plain, code=ROOT, space=space))
+    return build_job(JobRequest(steps=load_steps(), config=config, overrides=plain, code=ROOT, space=space))
 
 
 def component(job: dict[str, Any], step: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from objrec.images.decode import ImageError
 from objrec.ingest.examine import examine
 from objrec.web.addresses import PublicResolver, RefusedAddress, check_url, is_public
 from objrec.web.coding import Inflater
-from objrec.web.download import Downloader, Limits, redirect_target
+from objrec.web.download import Downloader, DownloadLimits, redirect_target
 from objrec.web.failures import FetchError, retry_after
 from objrec.web.robots import Robots, refusal
 
@@ -36,7 +36,7 @@ def server() -> Iterator[BadServer]:
         yield made
 
 
-def fetch(url: str, limits: Limits = LIMITS) -> bytes:
+def fetch(url: str, limits: DownloadLimits = LIMITS) -> bytes:
     async def go() -> bytes:
         async with Downloader(limits, contact="me@example.org", host_limits={}) as downloader:
             return await downloader.fetch(url)
@@ -44,7 +44,7 @@ def fetch(url: str, limits: Limits = LIMITS) -> bytes:
     return asyncio.run(go())
 
 
-def fetch_status(url: str, limits: Limits = LIMITS) -> str:
+def fetch_status(url: str, limits: DownloadLimits = LIMITS) -> str:
     """The status that an image would get."""
     try:
         examine(fetch(url, limits), max_pixels=50_000_000, min_size=32)
@@ -231,7 +231,7 @@ def test_a_request_cannot_be_split(server: BadServer) -> None:
 def test_no_more_connections_to_a_host_than_allowed_and_its_pace_is_kept(server: BadServer) -> None:
     server.delay = 0.05
 
-    async def go(limits: Limits, count: int) -> float:
+    async def go(limits: DownloadLimits, count: int) -> float:
         started = time.monotonic()
         async with Downloader(limits, contact=None, host_limits={"127.0.0.1": 3}) as downloader:
             await asyncio.gather(*(downloader.fetch(server.url(f"/good/{i}.jpg")) for i in range(count)))
