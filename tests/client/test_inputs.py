@@ -65,7 +65,7 @@ def test_pipes_devices_sockets_and_huge_files_in_a_folder_are_errors(tmp_path: P
     assert set(become_of("-", stdin=listed.encode()).values()) == {"not a regular file"}
 
 
-def test_a_image_of_the_largest_size_is_taken(tmp_path: Path, quick: None) -> None:
+def test_an_image_of_the_largest_size_is_taken(tmp_path: Path, quick: None) -> None:
     for size in (1000, 1001):
         (tmp_path / f"{size}.jpg").write_bytes(bytes(size))
     assert become_of(tmp_path) == {"1000.jpg": None, "1001.jpg": "larger than 1000 bytes"}
@@ -110,7 +110,7 @@ def test_standard_input_is_bounded(quick: None) -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("first", [1, 3, 15, 16, 17])
-def test_a_image_that_comes_in_pieces_is_no_list_of_names(first: int) -> None:
+def test_an_image_that_comes_in_pieces_is_no_list_of_names(first: int) -> None:
     reading, writing = os.pipe()
 
     def write() -> None:

@@ -61,12 +61,12 @@ def run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     return call
 
 
-def test_a_image_by_the_model_in_production(place: Path, run: Run) -> None:
+def test_an_image_by_the_model_in_production(place: Path, run: Run) -> None:
     out, _ = run(place / "images/red/0000.jpg", "--registry", place / "registry", "--top-k", 2)
     assert len(out) == 1 and out[0].split("  ")[1].startswith("red ") and len(out[0].split("  ")) == 3
 
 
-def test_folder_glob_names_on_stdin_and_a_image_on_stdin_agree(place: Path, run: Run) -> None:
+def test_folder_glob_names_on_stdin_and_an_image_on_stdin_agree(place: Path, run: Run) -> None:
     model = ["--model", place / "model", "--json"]
     folder, _ = run(place / "images", *model)
     pattern, _ = run(place / "images" / "*" / "*.jpg", *model)

@@ -81,7 +81,7 @@ def test_a_truncated_file_is_refused_at_every_tenth(kind: str, target: int | Non
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_flipped_bits_make_a_image_or_a_reason(kind: str) -> None:
+def test_flipped_bits_make_an_image_or_a_reason(kind: str) -> None:
     draw = random.Random(kind)
     for _ in range(40):
         data = bytearray(WHOLE[kind])

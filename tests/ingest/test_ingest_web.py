@@ -202,7 +202,7 @@ def test_several_sources_in_order(server: BadServer, tmp_path: Path) -> None:
     assert {r["source"] for r in rows if r["class"] == "dog"} == {"openverse"}
 
 
-def test_a_image_of_the_wrong_licence_is_not_even_fetched(server: BadServer, tmp_path: Path) -> None:
+def test_an_image_of_the_wrong_licence_is_not_even_fetched(server: BadServer, tmp_path: Path) -> None:
     for name, start in (("cat", 0), ("dog", 100)):
         server.catalog[name] = [
             {"path": f"/good/{start + i}.jpg", "license": code}

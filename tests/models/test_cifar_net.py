@@ -35,7 +35,7 @@ def test_the_first_layer_whitens_what_it_was_shown() -> None:
     assert not net.whiten.weight.requires_grad
 
 
-def test_a_image_and_its_mirror_image_are_judged_alike() -> None:
+def test_an_image_and_its_mirror_image_are_judged_alike() -> None:
     net = cifar_net.cifar_net(num_classes=4, in_chans=3)
     images = smooth_images(8)
     net(images)  # in training mode, so that the norms know some statistics

@@ -71,7 +71,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_send_a_image_gives_the_same_answer(way: str, predictor: Predictor) -> None:
+def test_every_way_to_send_an_image_gives_the_same_answer(way: str, predictor: Predictor) -> None:
     answer = handler.score(*WAYS[way], predictor)
     expected = predictor.predict([JPEG])[0]
     assert answer.status == 200 and answer.body["label"] == "green" == expected[0][0]

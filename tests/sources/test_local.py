@@ -155,7 +155,7 @@ def test_a_folder_s_file_that_cannot_be_read_now_is_an_error(tmp_path: Path) -> 
         images_of(source)
 
 
-def test_a_image_above_the_limit_is_not_read(tmp_path: Path) -> None:
+def test_an_image_above_the_limit_is_not_read(tmp_path: Path) -> None:
     source = folder_source(write_folder(tmp_path, FILES))
     with pytest.raises(ImageError, match="too_large"):
         source.read(next(source.candidates("cat")), max_bytes=100)

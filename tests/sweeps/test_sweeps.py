@@ -294,7 +294,7 @@ def test_losses_are_better_when_they_are_low(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_a_image_for_any_number_of_keys(tmp_path: Path, count: int) -> None:
+def test_an_image_for_any_number_of_keys(tmp_path: Path, count: int) -> None:
     columns = [["0.001", "0.01", "0.1"], ["sgd", "adamw", "sgd"], ["16", "32", "64"], ["a", "a", "b"], ["1", "2", "3"]]
     keys = [f"key{i}" for i in range(count)]
     rows: list[dict[str, Any]] = [
