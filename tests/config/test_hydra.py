@@ -69,7 +69,7 @@ REFUSED = [
     (["-m", "seed=glob(*)"], "chooses among the files of a group"),
     (["-m", "train.focal_gamma=1,2"], "it needs train.loss=focal"),
     (["-m", "train.batch_size=16,0"], "train.batch_size: should be a whole number of at least 1"),
-    (["seed=1,2"], "several values need -m"),
+    (["seed=1,2"], "multiple values need -m"),
 ]
 
 
