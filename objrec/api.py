@@ -43,10 +43,11 @@ def train(*overrides: str) -> Trained:
     from objrec.runner.runner import check_folders, forget_run, new_run_dir
     from objrec.runner.train import train as run
     from objrec.steps import load_steps
+    from objrec.steps.base import leading_to
 
     refuse_sweep(overrides)
     config = load_config(overrides)
-    check_folders(config, inputs_of(load_steps(("ingest", "preprocess", "train")), config))
+    check_folders(config, inputs_of(leading_to(load_steps(), "model_dir"), config))
     run_dir = new_run_dir(config, "train")
     try:
         card = run(config, overrides=list(overrides), run_dir=run_dir)

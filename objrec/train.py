@@ -54,6 +54,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     from objrec.runner.given import inputs_of
     from objrec.runner.runner import check_folders
     from objrec.steps import load_steps
+    from objrec.steps.base import leading_to
     from objrec.system.outputs import claim, claim_cache
 
     line = sort_arguments(arguments)
@@ -72,7 +73,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             "model_dir: objrec.train writes to run_dir=DIR, the model to DIR/model; objrec.steps.train takes "
             "model_dir=DIR"
         )
-    check_folders(config, inputs_of(load_steps(("ingest", "preprocess", "train")), config))
+    check_folders(config, inputs_of(leading_to(load_steps(), "model_dir"), config))
     claim_cache(Path(config.cache_dir))
     if config.run_dir is not None:
         claim(Path(config.run_dir), "run_dir")

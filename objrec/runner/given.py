@@ -7,13 +7,9 @@ from pathlib import Path
 
 from objrec.config.errors import UserError
 from objrec.config.schema import Config
-from objrec.steps.base import Step, lookup
+from objrec.steps.base import Step, leading_to, lookup
 
-GIVEN = {  # the setting that stands for a step's outputs -> the steps that it makes superfluous
-    "model_dir": ("ingest", "preprocess", "train"),
-    "train_dir": ("ingest", "preprocess"),
-    "raw_data_dir": ("ingest",),
-}
+GIVEN = ("model_dir", "train_dir", "raw_data_dir")  # stand for the steps that lead to them; the first one counts
 INPUTS = ("raw_data_dir", "train_dir", "valid_dir", "test_dir", "model_dir")
 WRITTEN = {  # outputs that the pipeline keeps in its store -> the command that writes them anywhere
     "accuracy_file": "python -m objrec.evaluate",
@@ -39,7 +35,7 @@ def steps_given(steps: Sequence[Step], config: Config) -> dict[str, str]:
     ]:
         raise UserError(problems)
     setting = next((name for name in GIVEN if name in have), None)
-    return {} if setting is None else dict.fromkeys(GIVEN[setting], f"{setting} is given")
+    return {} if setting is None else {s.name: f"{setting} is given" for s in leading_to(steps, setting)}
 
 
 def inputs_of(steps: Sequence[Step], config: Config) -> dict[str, Path]:

@@ -57,6 +57,7 @@ def data_dirs(config: Config, overrides: Sequence[str], run_dir: Path) -> dict[s
     from objrec.runner.display import Display
     from objrec.runner.runner import check_run, run_pipeline
     from objrec.steps import load_steps
+    from objrec.steps.base import leading_to
 
     given = {k: Path(v) for k in ("train_dir", "valid_dir", "test_dir") if (v := getattr(config, k)) is not None}
     if {"train_dir", "valid_dir"} <= set(given):
@@ -64,9 +65,9 @@ def data_dirs(config: Config, overrides: Sequence[str], run_dir: Path) -> dict[s
     if {"train_dir", "valid_dir"} & set(given):
         missing = "valid_dir" if "train_dir" in given else "train_dir"
         raise UserError(f"{missing} is missing: give both train_dir and valid_dir, or neither")
-    steps = load_steps(("ingest", "preprocess"))
+    steps = leading_to(load_steps(), "train_dir")
     check_run(steps, config)
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "data.log").open("a") as log, Display(log) as display:
         record = run_pipeline(steps, config, overrides, run_dir=run_dir, display=display)
-    return {name: Path(path) for name, path in record.step("preprocess").outputs.items()}
+    return {name: Path(path) for name, path in record.steps[-1].outputs.items()}

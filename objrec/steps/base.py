@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -94,6 +94,16 @@ class Restricted:
         if any(r.startswith(f"{key}.") for r in self.reads):
             return Restricted(value, self.reads, f"{key}.")
         raise AssertionError(f"this step reads the config key '{key}' without declaring it")
+
+
+def leading_to(steps: Sequence[Step], output: str) -> list[Step]:
+    """Return those of ``steps`` that make an output, such as ``train_dir``, or what these read, in order."""
+    wanted, found = {output}, []
+    for step in reversed(steps):
+        if wanted & {p.name for p in step.outputs}:
+            found.append(step)
+            wanted |= {p.name for p in step.inputs}
+    return found[::-1]
 
 
 def lookup(config: Config, key: str) -> Any:

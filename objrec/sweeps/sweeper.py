@@ -21,7 +21,7 @@ from objrec.images.image_folder import fingerprint
 from objrec.runner.cache import StepCache
 from objrec.runner.runner import forget_run
 from objrec.runner.train import data_dirs
-from objrec.steps.base import lookup
+from objrec.steps.base import leading_to, lookup
 from objrec.steps.keys import settings_read
 from objrec.sweeps import board
 from objrec.sweeps.local import Lanes, gpus
@@ -32,7 +32,6 @@ from objrec.system.files import lock
 from objrec.system.outputs import claim
 
 OWN = ("run_dir", "force")  # overrides that steer a sweep and mean nothing to a trial
-STEPS = ("ingest", "preprocess", "train")  # whose settings shape a trial
 ATTEMPTS = 2  # of a trial in a launcher whose workers are killed
 
 
@@ -112,7 +111,7 @@ def _build_data(config: Config, fixed: Sequence[str], varied: Iterable[str], fol
     """Build the data set once for all trials; None where what is varied changes it (then equal ones are shared)."""
     from objrec.steps import load_steps
 
-    reads = [r for step in load_steps(("ingest", "preprocess")) for r in step.reads]
+    reads = [r for step in leading_to(load_steps(), "train_dir") for r in step.reads]
     groups = ("experiment", "debug")  # a file there may set any key
     own = config.train_dir is not None  # then nothing that is varied changes it
     if not own and any(
@@ -135,7 +134,7 @@ def _identity(config: Config, data: Mapping[str, Path] | None) -> str:
         places = {k: store.fingerprint(Path(v)) for k in keys if (v := lookup(config, k)) is not None}
     if config.backbone.weights is not None:
         places["weights"] = StepCache(Path(config.cache_dir)).fingerprint(Path(config.backbone.weights))
-    settings = {step.name: settings_read(step, config) for step in load_steps(STEPS)}
+    settings = {step.name: settings_read(step, config) for step in leading_to(load_steps(), "model_dir")}
     told = {"settings": settings, "data": places}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
