@@ -45,7 +45,8 @@ def why_full(error: BaseException, *places: Path, certain: bool = False) -> str 
     full = next((e for e in _chain(error) if _is_full(e, places)), None)
     if full is None:
         return None
-    named = [Path(n) for n in (getattr(full, "filename", None), getattr(full, "filename2", None)) if isinstance(n, str)]
+    targets = (getattr(full, "filename2", None), getattr(full, "filename", None))  # the first of a copy is what is read
+    named = [Path(n) for n in targets if isinstance(n, str)]
     place = _existing(named[0] if named else _fullest(places))
     if certain and not is_full(place):
         return None

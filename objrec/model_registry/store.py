@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from objrec.config.errors import UserError
+from objrec.config.space import FULL
 from objrec.model_registry.records import Record
 from objrec.models.card import CURE, ModelCard
 from objrec.system.files import file_sha256, lock, permit, sync_folder, write_json
@@ -333,6 +334,8 @@ def _copy_file(source: Path, target: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"{source} is missing: the model folder is incomplete; {CURE}") from None
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise UserError(f"{source} cannot be copied to {target.parent.parent}: {error.strerror}") from None
 
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.data import ROOT
 from helpers.gradients import image
+from helpers.serving import make_images, make_model
 
 from objrec.config.cli import guard
 from objrec.config.load import load_config
@@ -103,6 +105,51 @@ def test_the_pipeline(disk: Path, tmp_path: Path) -> None:
     assert f"runs, 0.1 MB (rm -r those in {disk / 'runs'} that are no longer needed)" in said
     assert not list((disk / "cache").rglob("*.png")), "nothing half done is kept"
     filler.unlink()
+
+
+def test_a_training_at_its_checkpoint(disk: Path, tmp_path: Path) -> None:
+    splits = {name: raw(tmp_path / name, count=8, size=40) for name in ("train", "valid")}
+    filler = fill(disk, MEBIBYTE // 4)
+    arguments = [f"{name}_dir={path}" for name, path in splits.items()]
+    arguments += [f"model_dir={disk / 'model'}", f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}"]
+    arguments += ["backbone.name=test_efficientnet", "preprocess.image_size=32", "train.max_epochs=1"]
+    done = step("train", *arguments)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "space" in lines[0]
+    assert not (disk / "model").exists()
+    filler.unlink()
+    done = step("train", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert (disk / "model" / "model.json").is_file()
+
+
+def test_evaluation_and_deployment(disk: Path, tmp_path: Path) -> None:
+    model, test = make_model(tmp_path / "model"), make_images(tmp_path / "test")
+    filler = fill(disk, 4096)
+    evaluate = [f"model_dir={model}", f"test_dir={test}", f"report_dir={disk / 'report'}"]
+    evaluate += [f"accuracy_file={disk / 'accuracy.json'}", f"cache_dir={tmp_path / 'cache'}"]
+    one_line(step("evaluate", *evaluate), disk)
+    assert {p.name for p in disk.iterdir()} == {"filler"}
+    filler.unlink()
+    done = step("evaluate", *evaluate)
+    assert done.returncode == 0, done.stderr
+    filler = fill(disk, 4096)
+    deploy = [f"model_dir={model}", f"test_dir={test}", f"accuracy_file={disk / 'accuracy.json'}", "deploy.start=false"]
+    deploy += [f"registry_dir={disk / 'registry'}", f"endpoint_file={tmp_path / 'endpoint.json'}"]
+    one_line(step("deploy", *deploy), disk)
+    assert not list((disk / "registry").glob("models/*")) and not (disk / "registry" / "aliases.json").exists()
+    filler.unlink()
+    done = step("deploy", *deploy)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_dry_run(disk: Path) -> None:
+    filler = fill(disk, 4096)
+    command = [sys.executable, str(ROOT / "azureml" / "submit.py"), "dry_run=true", f"runs_dir={disk / 'runs'}"]
+    one_line(subprocess.run(command, capture_output=True, text=True, timeout=120), disk)
+    filler.unlink()
+    assert subprocess.run(command, capture_output=True, text=True, timeout=120).returncode == 0
 
 
 def test_the_store_of_the_web_sources(disk: Path) -> None:
