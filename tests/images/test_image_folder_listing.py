@@ -140,5 +140,5 @@ def test_one_changed_byte_changes_the_fingerprint(split: Path) -> None:
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: (p / "cat").mkdir(parents=True)])
 def test_nothing_there_is_a_users_mistake(tmp_path: Path, make: object) -> None:
     make(tmp_path / "x")  # type: ignore[operator]
-    with pytest.raises(UserError, match="one folder (of images )?per class"):
+    with pytest.raises(UserError, match=r"one folder (of images )?per class"):
         list_classes(tmp_path / "x")
