@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ SERVED = {"max_bytes", "max_pixels", "top_k"}  # of the serve section: what azur
 
 
 def deploy(
-    config: Config, record: Record, inputs: Mapping[str, Path], rules: Rules, labels: Sequence[str]
+    config: Config, record: Record, inputs: Mapping[str, Path], rules: Rules, counts: Mapping[str, int]
 ) -> dict[str, Any]:
     """Deploy when the gate says so; returns the content of ``endpoint_file``.
 
     Args:
-        labels: the class of each test image.
+        counts: the number of test images of each class.
 
     Raises:
         UserError: the new deployment failed; then what served before goes on serving.
@@ -43,7 +43,7 @@ def deploy(
     with tempfile.TemporaryDirectory() as scratch:
         comparison = _comparison(registry, record, inputs, config.images.max_pixels, Path(scratch))
         decision = decide(record, registry, compare=comparison, rules=rules)
-    decision = warn_if_trivial(decision, record.accuracy or 0.0, labels)
+    decision = warn_if_trivial(decision, record.accuracy or 0.0, counts)
     card = ModelCard.load(inputs["model_dir"])
     version = registry.register(inputs["model_dir"], record, {"git_commit": card.git_commit or "unknown"})
     before = registry.serving()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -190,13 +189,16 @@ def _changes(candidate: Record, current: Record) -> str:
     return f"; changed: {' and '.join(changed)}" if changed else ""
 
 
-def warn_if_trivial(decision: Decision, accuracy: float, labels: Iterable[str]) -> Decision:
-    """Add a warning where a model is not better than always answering the commonest class of its test set."""
-    counts = Counter(labels)
+def warn_if_trivial(decision: Decision, accuracy: float, counts: Mapping[str, int]) -> Decision:
+    """Add a warning where a model is not better than always answering the commonest class of its test set.
+
+    Args:
+        counts: the number of test images of each class; empty where they are not known.
+    """
     if not counts:
         return decision
-    label, count = counts.most_common(1)[0]
-    share = count / counts.total()
+    label = max(counts, key=lambda name: counts[name])
+    share = counts[label] / sum(counts.values())
     if accuracy > share:
         return decision
     warning = f"warning: an accuracy of {accuracy:.4f} is not above {share:.4f}, that of always answering '{label}'"

@@ -10,16 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Final
 
 from objrec.config.errors import UserError
 from objrec.images.decode import SUFFIXES
 from objrec.system.cores import available_cores
 from objrec.system.files import atomic_file
 from objrec.system.reading import SETTLED, Stamp, read_file, shown, stamp_of, unreadable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
 
 USUAL: Final = SUFFIXES | {".jfif", ".jpe"}  # believed until decoded; any other file is asked for its first bytes
 STARTS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
@@ -33,7 +36,6 @@ JUNK_FOLDERS: Final = frozenset(
     | {".thumbnails", ".AppleDouble", ".Trashes", ".Spotlight-V100", ".fseventsd", ".TemporaryItems", "__MACOSX"}
     | {"@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information"}
 )
-Ints = npt.NDArray[np.int64]
 Row = tuple[str, Stamp]  # name relative to the folder
 Other = tuple[str, str]  # name relative to the folder, and why it is no image of a class
 
@@ -93,6 +95,8 @@ class Listing:
     @cached_property
     def _digests(self) -> npt.NDArray[np.uint8]:
         """The sha256 of every file, (N, 32)."""
+        import numpy as np
+
         digests, known = self._remembered()
         unknown = np.flatnonzero(~known)
         if len(unknown):
@@ -111,6 +115,8 @@ class Listing:
 
     def _remembered(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         """Return digests, and for which files they hold."""
+        import numpy as np
+
         digests, known = np.zeros((len(self.names), 32), np.uint8), np.zeros(len(self.names), bool)
         if self._memory is None:
             return digests, known
@@ -126,6 +132,8 @@ class Listing:
         return digests, known
 
     def _remember(self, digests: npt.NDArray[np.uint8]) -> None:
+        import numpy as np
+
         if self._memory is not None:
             names = np.frombuffer(os.fsencode("\0".join(self.names)), np.uint8)
             stamps = np.where(self.stamps[:, 2:3] > self.listed_at - SETTLED, -1, self.stamps)
@@ -144,8 +152,26 @@ def list_classes(folder: Path, cache_dir: Path | None = None) -> Listing:
     Raises:
         UserError: the folder is missing, cannot be read, or holds no image.
     """
+    began = time.time_ns()
+    found, others = _walk_classes(folder)
+    classes = sorted(found)
+    rows = [row for name in classes for row in sorted(found[name])]
+    return _listing(folder, classes, rows, [len(found[name]) for name in classes], others, began, cache_dir)
+
+
+def count_classes(folder: Path) -> dict[str, int]:
+    """Return the number of images of each class that ``list_classes`` lists, without importing NumPy.
+
+    Raises:
+        UserError: as ``list_classes`` does.
+    """
+    return {name: len(images) for name, images in _walk_classes(folder)[0].items()}
+
+
+def _walk_classes(folder: Path) -> tuple[dict[str, list[Row]], list[Other]]:
+    """Return the images of each class and all other files; see ``list_classes``."""
     _check_folder(folder)
-    began, found, others = time.time_ns(), dict[str, list[Row]](), list[Other]()
+    found, others = dict[str, list[Row]](), list[Other]()
     for entry in sorted(_entries(folder), key=lambda entry: entry.name):
         name = entry.name
         if not entry.is_dir():
@@ -161,9 +187,7 @@ def list_classes(folder: Path, cache_dir: Path | None = None) -> Listing:
             others.append((f"{name}/", "empty: no file in this class folder"))
     if not found:
         raise UserError(f"{folder} has no images: expected one folder per class, as in cat/1.jpg")
-    classes = sorted(found)
-    targets = np.repeat(np.arange(len(classes)), [len(found[name]) for name in classes])
-    return _listing(folder, classes, [r for c in classes for r in sorted(found[c])], targets, others, began, cache_dir)
+    return found, others
 
 
 def list_images(folder: Path) -> Listing:
@@ -177,7 +201,7 @@ def list_images(folder: Path) -> Listing:
     images, others = _walk(folder, "", hidden=False)
     if not images:
         raise UserError(f"{folder} has no images")
-    return _listing(folder, [], sorted(images), np.zeros(len(images), np.int64), others, began, None)
+    return _listing(folder, [], sorted(images), [len(images)], others, began, None)
 
 
 def fingerprint(folder: Path) -> str:
@@ -279,11 +303,14 @@ def _listing(
     folder: Path,
     classes: list[str],
     rows: list[Row],
-    targets: Ints,
+    counts: list[int],
     others: list[Other],
     listed_at: int,
     cache_dir: Path | None,
 ) -> Listing:
+    import numpy as np
+
+    targets = np.repeat(np.arange(len(counts)), counts)
     stamps = np.array([stamp for _, stamp in rows], dtype=np.int64)
     return Listing(folder, classes, [name for name, _ in rows], targets, stamps, sorted(others), listed_at, cache_dir)
 

@@ -50,7 +50,7 @@ def STEP(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]
     if config.deploy.target == "azure":
         from objrec.cloud.deployment import deploy
 
-        content = deploy(config, record, inputs, rules_of(config), labels_of(inputs["test_dir"]))
+        content = deploy(config, record, inputs, rules_of(config), counts_of(inputs["test_dir"]))
         write_json(outputs["endpoint_file"], content)
         return
     registry = FolderRegistry(Path(config.registry_dir).resolve())
@@ -74,7 +74,7 @@ def _decide_and_deploy(
         return comparison(production)
 
     decision = decide(record, registry, compare=compare, rules=rules_of(config))
-    decision = warn_if_trivial(decision, record.accuracy or 0.0, labels_of(inputs["test_dir"]))
+    decision = warn_if_trivial(decision, record.accuracy or 0.0, counts_of(inputs["test_dir"]))
     if decision.deploy:
         last, service = _deploy(config, registry, record, inputs)
     else:
@@ -93,15 +93,14 @@ def rules_of(config: Config) -> Rules:
     )
 
 
-def labels_of(test_dir: Path) -> list[str]:
-    """Return the class of each test image, of none where they cannot be listed."""
-    from objrec.images.image_folder import list_classes
+def counts_of(test_dir: Path) -> dict[str, int]:
+    """Return the number of test images of each class, of none where they cannot be listed."""
+    from objrec.images.image_folder import count_classes
 
     try:
-        split = list_classes(test_dir)
+        return count_classes(test_dir)
     except UserError:
-        return []
-    return [split.classes[target] for target in split.targets.tolist()]
+        return {}
 
 
 def _comparison(config: Config, registry: FolderRegistry, record: Record, inputs: Mapping[str, Path]) -> Comparison:

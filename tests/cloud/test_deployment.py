@@ -158,4 +158,4 @@ def test_check_traffic() -> None:
     assert check_traffic({"blue": 60, "green": 40}, {"blue", "green"}) == []
     assert "sum to 120" in check_traffic({"blue": 60, "green": 60}, {"blue", "green"})[0]
     assert "'red', which is no deployment" in check_traffic({"red": 100}, {"blue"})[0]
-    assert any("below 0" in p for p in check_traffic({"blue": 110, "green": -10}, {"blue", "green"}))
+    assert any("negative share" in p for p in check_traffic({"blue": 110, "green": -10}, {"blue", "green"}))

@@ -168,8 +168,8 @@ def test_a_record_of_an_older_version_named_train_dir() -> None:
 
 def test_a_model_no_better_than_the_commonest_class_is_warned_about() -> None:
     decision = Decision(True, "first", "deployed")
-    assert "always answering 'cat'" in warn_if_trivial(decision, 0.75, ["cat"] * 3 + ["dog"]).reason
-    assert warn_if_trivial(decision, 0.76, ["cat"] * 3 + ["dog"]) == decision == warn_if_trivial(decision, 0.1, [])
+    assert "always answering 'cat'" in warn_if_trivial(decision, 0.75, {"dog": 1, "cat": 3}).reason
+    assert warn_if_trivial(decision, 0.76, {"dog": 1, "cat": 3}) == decision == warn_if_trivial(decision, 0.1, {})
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -0.1, 1.1])

@@ -21,7 +21,7 @@ from objrec.config.errors import UserError
 from objrec.config.load import load_config
 from objrec.deployment import service
 from objrec.deployment.service import Process, Service
-from objrec.model_registry.store import FolderRegistry
+from objrec.model_registry.store import FolderRegistry, claim_registry
 from objrec.serve import main
 from objrec.serving.settings import ServiceSettings
 
@@ -40,20 +40,21 @@ def test_a_process_is_never_mistaken_for_another() -> None:
 
 
 def test_a_state_file_that_names_a_stranger_is_not_believed(tmp_path: Path) -> None:
-    with running_service(tmp_path, make_model(tmp_path / "m")) as started:
-        assert service.find(tmp_path) == started
+    registry = tmp_path / "registry"
+    with running_service(registry, make_model(tmp_path / "m")) as started:
+        assert service.find(registry) == started
         me = Process.of(os.getpid())
         assert me is not None
         stranger = replace(started, pid=me.pid, started=me.started, instance="other")
-        service.write_state(tmp_path, stranger)  # our process, and a port where another service answers
-        assert service.find(tmp_path) is None
-        assert service.stop(tmp_path) is None
-        service.write_state(tmp_path, started)
+        service.write_state(registry, stranger)  # our process, and a port where another service answers
+        assert service.find(registry) is None
+        assert service.stop(registry) is None
+        service.write_state(registry, started)
         for damaged in ("", "{}", '{"pid": 1}'):
-            service.state_file(tmp_path).write_text(damaged)
-            assert service.find(tmp_path) is None
-        service.write_state(tmp_path, started)
-    assert service.find(tmp_path) is None and not started.process.alive()
+            service.state_file(registry).write_text(damaged)
+            assert service.find(registry) is None
+        service.write_state(registry, started)
+    assert service.find(registry) is None and not started.process.alive()
 
 
 def ours(**changes: Any) -> Service:
@@ -117,6 +118,8 @@ Say = Callable[[str, int], tuple[str, str]]
 
 @pytest.fixture
 def say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Say:
+    claim_registry(tmp_path)  # before a test writes a state into it
+
     def run(action: str, status: int) -> tuple[str, str]:
         assert main([f"action={action}", f"registry_dir={tmp_path}"]) == status
         return capsys.readouterr()
@@ -222,14 +225,15 @@ def test_the_command_that_starts_it_ends_and_lets_go(tmp_path: Path) -> None:
 
 
 def test_two_starters_at_once_start_one_service(tmp_path: Path) -> None:
-    FolderRegistry(tmp_path).promote(put_in_registry(tmp_path, make_model(tmp_path / "m")))
-    settings = ServiceSettings.of(load_config(FAST), registry_dir=str(tmp_path))
+    registry = tmp_path / "registry"
+    FolderRegistry(registry).promote(put_in_registry(registry, make_model(tmp_path / "m")))
+    settings = ServiceSettings.of(load_config(FAST), registry_dir=str(registry))
     try:
         with ThreadPoolExecutor(3) as pool:
             found = list(pool.map(lambda _: service.ensure_started(settings), range(3)))
         assert len({s.pid for s in found}) == 1
     finally:
-        service.stop(tmp_path)
+        service.stop(registry)
 
 
 def test_a_port_in_use_and_a_missing_model_are_said_in_a_line(
@@ -249,21 +253,23 @@ def test_a_port_in_use_and_a_missing_model_are_said_in_a_line(
 
 
 def test_a_damaged_model_does_not_start(tmp_path: Path) -> None:
-    record = put_in_registry(tmp_path, make_model(tmp_path / "m"))
-    FolderRegistry(tmp_path).promote(record)
-    with (FolderRegistry(tmp_path).model_dir(record.sha256) / "model.onnx").open("ab") as file:
+    registry = tmp_path / "registry"
+    record = put_in_registry(registry, make_model(tmp_path / "m"))
+    FolderRegistry(registry).promote(record)
+    with (FolderRegistry(registry).model_dir(record.sha256) / "model.onnx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match="damaged"):
-        service.ensure_started(ServiceSettings.of(load_config(FAST), registry_dir=str(tmp_path)))
-    assert service.find(tmp_path) is None
+        service.ensure_started(ServiceSettings.of(load_config(FAST), registry_dir=str(registry)))
+    assert service.find(registry) is None
 
 
 def test_the_same_port_after_a_restart_and_state_only_for_the_owner(tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
     model = make_model(tmp_path / "m")
-    with running_service(tmp_path, model) as one:
-        assert service.state_file(tmp_path).stat().st_mode & 0o077 == 0
-        assert json.loads(service.state_file(tmp_path).read_text()) == asdict(one)
-    with running_service(tmp_path, model) as two:
+    with running_service(registry, model) as one:
+        assert service.state_file(registry).stat().st_mode & 0o077 == 0
+        assert json.loads(service.state_file(registry).read_text()) == asdict(one)
+    with running_service(registry, model) as two:
         assert two.url == one.url and two.pid != one.pid
 
 

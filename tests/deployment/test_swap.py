@@ -211,11 +211,12 @@ def test_a_model_that_cannot_be_taken_up_does_not_end_the_following(place: Place
 def test_following_outlives_any_error_and_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "FOLLOW_SECONDS", 0.01)
     monkeypatch.setattr(app, "AGAIN_SECONDS", 0.05)
-    registry = FolderRegistry(tmp_path)
-    registry.promote(put_in_registry(tmp_path, make_model(tmp_path / "m1", seed=1)))
-    state = app.State(ServiceSettings.of(load_config(FAST), registry_dir=str(tmp_path)))
+    root = tmp_path / "registry"
+    registry = FolderRegistry(root)
+    registry.promote(put_in_registry(root, make_model(tmp_path / "m1", seed=1)))
+    state = app.State(ServiceSettings.of(load_config(FAST), registry_dir=str(root)))
     state.models.follow()
-    second = put_in_registry(tmp_path, make_model(tmp_path / "m2", seed=2))
+    second = put_in_registry(root, make_model(tmp_path / "m2", seed=2))
     registry.promote(second)
     load, tries = state.models._load, []
 
