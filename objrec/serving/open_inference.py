@@ -178,7 +178,8 @@ def _elements(raw: bytes) -> list[bytes]:
     return found
 
 
-def _outputs(results: list[Any], class_names: list[str], outputs: Any) -> list[dict[str, Any]]:
+def _outputs(results: list[Any], class_names: list[str], requested: Any) -> list[dict[str, Any]]:
+    """Return the tensors that ``requested``, the request's ``outputs``, names: all of them where it is absent or empty."""
     by_name = [{p["label"]: p["probability"] for p in result["predictions"]} for result in results]
     count = len(results)
     outputs = [
@@ -191,7 +192,12 @@ def _outputs(results: list[Any], class_names: list[str], outputs: Any) -> list[d
             "data": [found[name] for found in by_name for name in class_names],
         },
     ]
-    wanted = {o.get("name") for o in outputs if isinstance(o, dict)} if isinstance(outputs, list) and outputs else None
-    if wanted is not None and not wanted <= {o["name"] for o in outputs}:
+    if requested in (None, []):
+        return outputs
+    known = [o["name"] for o in outputs]
+    wanted = (
+        [o.get("name") if isinstance(o, dict) else None for o in requested] if isinstance(requested, list) else [None]
+    )
+    if any(name not in known for name in wanted):
         raise RequestError(400, "outputs", "the outputs are label, probability and probabilities")
-    return [o for o in outputs if wanted is None or o["name"] in wanted]
+    return [o for o in outputs if o["name"] in wanted]

@@ -123,6 +123,21 @@ def test_tritons_client_chooses_outputs_and_reads_errors(triton: Any) -> None:
     ):
         with pytest.raises(InferenceServerException, match=reason):
             triton.infer(name, [tensor(images, binary=True)])
+    with pytest.raises(InferenceServerException, match="the outputs are label, probability"):
+        triton.infer("objrec", [one], outputs=[InferRequestedOutput("logits")])
+
+
+@pytest.mark.parametrize("wrong", ['"outputs": [3]', '"outputs": [{"name": []}]', '"outputs": 3'])
+def test_outputs_that_are_none_are_refused(live: Service, wrong: str) -> None:
+    given = f'"inputs": [{{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["{TEXT}"]}}]'
+    reply = request(
+        live.url,
+        "POST",
+        "/v2/models/objrec/infer",
+        f"{{{wrong}, {given}}}".encode(),
+        {"Content-Type": "application/json"},
+    )
+    assert reply.status == 400 and "the outputs are label" in reply.body["error"]
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,8 @@ class OnlyBodies(Protocol):
 
 
 def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    with running_service(tmp_path, make_model(tmp_path / "m"), "serve.grace=0.1") as started:
+    registry = tmp_path / "r"
+    with running_service(registry, make_model(tmp_path / "m"), "serve.grace=0.1") as started:
         with contextlib.ExitStack() as stack:
             for first in (b"GET /liv", b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"):
                 s = stack.enter_context(connect(started))
@@ -284,22 +285,23 @@ def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path) -> None:
                 assert time.monotonic() - began < 60
                 time.sleep(0.02)
             assert time.monotonic() - began < LINGER_SECONDS
-        assert '"level": "error"' not in service.log_file(tmp_path).read_text()
+        assert '"level": "error"' not in service.log_file(registry).read_text()
 
 
 # --- too many, and no room
 
 
 def test_file_descriptors_run_short_and_come_back(tmp_path: Path) -> None:
-    FolderRegistry(tmp_path).promote(put_in_registry(tmp_path, make_model(tmp_path / "m")))
+    registry = tmp_path / "r"
+    FolderRegistry(registry).promote(put_in_registry(registry, make_model(tmp_path / "m")))
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
         "from objrec.serve import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "action=start", f"registry_dir={tmp_path}", *FAST]
+    command = [sys.executable, "-c", code, "action=start", f"registry_dir={registry}", *FAST]
     root = str(Path(__file__).resolve().parents[2])
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": root}, timeout=120)
-    started = service.find(tmp_path)
+    started = service.find(registry)
     assert started is not None
     try:
         with connect(started) as kept, contextlib.ExitStack() as crowd:
@@ -316,12 +318,12 @@ def test_file_descriptors_run_short_and_come_back(tmp_path: Path) -> None:
         while post(started.url, JPEG, **{"X-Request-ID": "after-it"}).status != 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        while "after-it" not in service.log_file(tmp_path).read_text():
+        while "after-it" not in service.log_file(registry).read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert "Traceback" not in (tmp_path / "service.err").read_text()
+        assert "Traceback" not in (registry / "service.err").read_text()
     finally:
-        service.stop(tmp_path)
+        service.stop(registry)
 
 
 def test_log_lines_wait_until_they_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
