@@ -63,7 +63,7 @@ def test_the_schema_refuses_what_the_code_refuses(live: Service) -> None:
             for d in (TEXT, f"data:image/jpeg;base64,{TEXT}", [TEXT], "", "%%%", [], 3, None, [3], [TEXT] * 17)
         ),
         {},
-        {"data": TEXT, "top_k": 0},
+        *({"data": TEXT, "top_k": k} for k in (0, 3, 3.0, 3.5, "3", True, None)),
         {"data": TEXT, "unknown": "yes"},
     ):
         status = post(live.url, json.dumps(content).encode(), "application/json").status
@@ -153,6 +153,12 @@ def test_outputs_that_are_none_are_refused(live: Service, wrong: str) -> None:
         b'{"inputs": [{"name": "image", "shape": "x", "datatype": "BYTES", "data": 3}]}',
         b'{"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [3]}]}',
         b'{"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES"}]}\xff\xff\xff\xff',
+        b'{"inputs": [{"name": "image", "shape": "\\ud800", "datatype": "BYTES", "data": ["AAAA"]}]}',
+        b'{"inputs": [{"name": "image", "shape": [1], "datatype": "\\ud800", "data": ["AAAA"]}]}',
+        b'{"id": NaN, "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["%s"]}]}'
+        % TEXT.encode(),
+        b'{"id": "\\ud800", "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["%s"]}]}'
+        % TEXT.encode(),
     ],
 )
 def test_what_is_no_request_of_this_protocol_is_said(live: Service, body: bytes) -> None:
