@@ -278,7 +278,7 @@ def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path, monkeypatc
     )  # so much that no machine is slow enough to take an end by it for a quick one
     patience.write_text("from objrec.serving import http_protocol\nhttp_protocol.LINGER_SECONDS = 3600.0\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    with running_service(registry, make_model(tmp_path / "m"), "serve.grace=0.1") as started:
+    with running_service(registry, make_model(tmp_path / "m"), "serve.grace=0.1", "serve.drain=3600") as started:
         with contextlib.ExitStack() as stack:
             for first in (b"GET /liv", b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"):
                 s = stack.enter_context(connect(started))
