@@ -272,10 +272,8 @@ class OnlyBodies(Protocol):
 
 
 def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = tmp_path / "r"
-    patience = (
-        tmp_path / "sitecustomize.py"
-    )  # so much that no machine is slow enough to take an end by it for a quick one
+    registry = tmp_path / "registry"
+    patience = tmp_path / "sitecustomize.py"  # an hour: no machine is so slow that waiting for it looks like no waiting
     patience.write_text("from objrec.serving import http_protocol\nhttp_protocol.LINGER_SECONDS = 3600.0\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with running_service(registry, make_model(tmp_path / "m"), "serve.grace=0.1", "serve.drain=3600") as started:
@@ -296,7 +294,7 @@ def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path, monkeypatc
 
 
 def test_file_descriptors_run_short_and_come_back(tmp_path: Path) -> None:
-    registry = tmp_path / "r"
+    registry = tmp_path / "registry"
     FolderRegistry(registry).promote(put_in_registry(registry, make_model(tmp_path / "m")))
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
