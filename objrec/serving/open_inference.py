@@ -146,16 +146,23 @@ def read(body: bytes, header_length: bytes, *, max_bytes: int) -> tuple[dict[str
     except (ValueError, KeyError, TypeError, RecursionError):
         reason = 'the body is not {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [N], "data": [...]}]}'
         raise RequestError(400, "bad_request", reason) from None
+    if not _is_id(content.get("id")):
+        raise RequestError(400, "id", "'id' should be a text")
     if kind != "BYTES":
         raise RequestError(400, "datatype", f"the input is of encoded images, datatype BYTES, not {str(kind)[:20]!r}")
     if count > MAX_IMAGES:
         raise RequestError(413, "too_many_images", f"{count} images in one request, more than {MAX_IMAGES}")
     images = _elements(body[length:]) if "data" not in tensor else _texts(tensor["data"])
     if len(images) != count or not count:
-        raise RequestError(400, "shape", f"{len(images)} images, and a shape of {str(shape)[:40]}")
+        raise RequestError(400, "shape", f"{len(images)} images, and a shape of {repr(shape)[:40]}")
     if any(len(data) > max_bytes for data in images):
         raise handler.too_large(max_bytes)
     return content, Uploads([Upload(data) for data in images], several=True)
+
+
+def _is_id(value: Any) -> bool:
+    """Return whether the answer can repeat ``value``: a text without half a surrogate pair, or None for no id."""
+    return value is None or (isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value))
 
 
 def _texts(data: Any) -> list[bytes]:
@@ -178,7 +185,8 @@ def _elements(raw: bytes) -> list[bytes]:
     return found
 
 
-def _outputs(results: list[Any], class_names: list[str], outputs: Any) -> list[dict[str, Any]]:
+def _outputs(results: list[Any], class_names: list[str], requested: Any) -> list[dict[str, Any]]:
+    """Return the tensors that ``requested`` (``outputs`` of the request) names, all where it is absent or empty."""
     by_name = [{p["label"]: p["probability"] for p in result["predictions"]} for result in results]
     count = len(results)
     outputs = [
@@ -191,7 +199,12 @@ def _outputs(results: list[Any], class_names: list[str], outputs: Any) -> list[d
             "data": [found[name] for found in by_name for name in class_names],
         },
     ]
-    wanted = {o.get("name") for o in outputs if isinstance(o, dict)} if isinstance(outputs, list) and outputs else None
-    if wanted is not None and not wanted <= {o["name"] for o in outputs}:
+    if requested in (None, []):
+        return outputs
+    known = [o["name"] for o in outputs]
+    wanted = (
+        [o.get("name") if isinstance(o, dict) else None for o in requested] if isinstance(requested, list) else [None]
+    )
+    if any(name not in known for name in wanted):
         raise RequestError(400, "outputs", "the outputs are label, probability and probabilities")
-    return [o for o in outputs if wanted is None or o["name"] in wanted]
+    return [o for o in outputs if o["name"] in wanted]

@@ -224,7 +224,7 @@ def _read_json(body: bytes) -> Uploads:
         raise RequestError(422, "bad_json", "the body is not JSON") from None
     if not isinstance(content, dict):
         raise RequestError(422, "bad_json", 'the body is not a JSON object like {"data": "<base64>"}')
-    top_k = check_top_k(content.get("top_k"))
+    top_k = check_top_k(content.get("top_k"), text=False)
     data, url = content.get("data"), content.get("url")
     unknown = content.get("unknown", False)
     if not isinstance(unknown, bool):
@@ -244,15 +244,19 @@ def _check_number(images: int) -> None:
         raise RequestError(413, "too_many_images", f"{images} images in one request, more than {MAX_IMAGES}")
 
 
-def check_top_k(value: Any) -> int | None:
-    """Return a number of predictions to answer with, or None where none is given. Raises RequestError."""
+def check_top_k(value: Any, *, text: bool = True) -> int | None:
+    """Return a number of predictions to answer with, or None where none is given. Raises RequestError.
+
+    ``text``: whether it may be written as text, as in addresses and forms; in JSON it is a number, whole but maybe 3.0.
+    """
     if value is None:
         return None
     try:
-        number = value if type(value) is int else int(value) if isinstance(value, str) else 0
+        whole = value.is_integer() if isinstance(value, float) else text and isinstance(value, str)
+        number = int(value) if whole else value
     except ValueError:
         number = 0
-    if not 1 <= number <= MAX_TOP_K:
+    if type(number) is not int or not 1 <= number <= MAX_TOP_K:
         raise RequestError(422, "top_k", f"top_k is {str(value)[:40]!r}, not a number from 1")
     return number
 

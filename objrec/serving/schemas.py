@@ -108,7 +108,7 @@ BODY = {
                             ],
                             "description": "the image, or a list of images, as base64",
                         },
-                        "top_k": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K},
+                        "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
                         "unknown": {"type": "boolean"},
                     },
                 }

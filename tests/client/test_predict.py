@@ -20,6 +20,7 @@ import pytest
 from helpers.serving import CLASSES, image, make_images, make_model, put_in_registry, running_service, to_bytes
 
 from objrec import predict
+from objrec.client.inputs import ImageInput
 from objrec.deployment.service import Service
 from objrec.images.decode import ImageError
 from objrec.inference.predictor import Predictor
@@ -154,9 +155,9 @@ def test_urls(place: Path, run: Run) -> None:
 def test_memory_is_flat_and_order_is_kept_over_ten_thousand_images() -> None:
     data = b"x" * 50_000
 
-    def images() -> Iterator[predict.Image]:
+    def images() -> Iterator[ImageInput]:
         for i in range(10_000):
-            yield predict.Image(str(i), bytes(data) + bytes([i % 256]))
+            yield ImageInput(str(i), bytes(data) + bytes([i % 256]))
 
     def classify(given: bytes) -> tuple[predict.Ranked, str, bool]:
         if given[-1] == 7:

@@ -63,7 +63,7 @@ def test_the_schema_refuses_what_the_code_refuses(live: Service) -> None:
             for d in (TEXT, f"data:image/jpeg;base64,{TEXT}", [TEXT], "", "%%%", [], 3, None, [3], [TEXT] * 17)
         ),
         {},
-        {"data": TEXT, "top_k": 0},
+        *({"data": TEXT, "top_k": k} for k in (0, 3, 3.0, 3.5, "3", True, None)),
         {"data": TEXT, "unknown": "yes"},
     ):
         status = post(live.url, json.dumps(content).encode(), "application/json").status
@@ -123,6 +123,21 @@ def test_tritons_client_chooses_outputs_and_reads_errors(triton: Any) -> None:
     ):
         with pytest.raises(InferenceServerException, match=reason):
             triton.infer(name, [tensor(images, binary=True)])
+    with pytest.raises(InferenceServerException, match="the outputs are label, probability"):
+        triton.infer("objrec", [one], outputs=[InferRequestedOutput("logits")])
+
+
+@pytest.mark.parametrize("wrong", ['"outputs": [3]', '"outputs": [{"name": []}]', '"outputs": 3'])
+def test_outputs_that_are_none_are_refused(live: Service, wrong: str) -> None:
+    given = f'"inputs": [{{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["{TEXT}"]}}]'
+    reply = request(
+        live.url,
+        "POST",
+        "/v2/models/objrec/infer",
+        f"{{{wrong}, {given}}}".encode(),
+        {"Content-Type": "application/json"},
+    )
+    assert reply.status == 400 and "the outputs are label" in reply.body["error"]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +153,12 @@ def test_tritons_client_chooses_outputs_and_reads_errors(triton: Any) -> None:
         b'{"inputs": [{"name": "image", "shape": "x", "datatype": "BYTES", "data": 3}]}',
         b'{"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [3]}]}',
         b'{"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES"}]}\xff\xff\xff\xff',
+        b'{"inputs": [{"name": "image", "shape": "\\ud800", "datatype": "BYTES", "data": ["AAAA"]}]}',
+        b'{"inputs": [{"name": "image", "shape": [1], "datatype": "\\ud800", "data": ["AAAA"]}]}',
+        b'{"id": NaN, "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["%s"]}]}'
+        % TEXT.encode(),
+        b'{"id": "\\ud800", "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["%s"]}]}'
+        % TEXT.encode(),
     ],
 )
 def test_what_is_no_request_of_this_protocol_is_said(live: Service, body: bytes) -> None:

@@ -41,7 +41,7 @@ from objrec.deployment.service import Service
 from objrec.images.decode import ImageError
 from objrec.model_registry.store import FolderRegistry
 from objrec.serving import logs
-from objrec.serving.http_protocol import LINGER_SECONDS, Protocol
+from objrec.serving.http_protocol import Protocol
 
 JPEG = to_bytes(image("blue", 1))
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
@@ -271,9 +271,12 @@ class OnlyBodies(Protocol):
         vars(self).update(vars(connection))
 
 
-def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = tmp_path / "registry"
-    with running_service(registry, make_model(tmp_path / "m"), "serve.grace=0.1") as started:
+    patience = tmp_path / "sitecustomize.py"  # an hour: no machine is so slow that waiting for it looks like no waiting
+    patience.write_text("from objrec.serving import http_protocol\nhttp_protocol.LINGER_SECONDS = 3600.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with running_service(registry, make_model(tmp_path / "m"), "serve.grace=0.1", "serve.drain=3600") as started:
         with contextlib.ExitStack() as stack:
             for first in (b"GET /liv", b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"):
                 s = stack.enter_context(connect(started))
@@ -284,7 +287,6 @@ def test_who_is_owed_nothing_does_not_hold_up_the_end(tmp_path: Path) -> None:
             while started.process.alive():
                 assert time.monotonic() - began < 60
                 time.sleep(0.02)
-            assert time.monotonic() - began < LINGER_SECONDS
         assert '"level": "error"' not in service.log_file(registry).read_text()
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from objrec.config.load import load_config
 from objrec.deployment.service import Service
+from objrec.evaluation.unknown import KEEP
 from objrec.inference.predictor import Predictor
 from objrec.inference.smoke import Smoke, smoke_file
 from objrec.serving.metrics import Metrics
@@ -194,7 +195,9 @@ def test_an_image_of_none_of_the_classes_is_not_called_one(visit: Any) -> None:
     _drop(visit, Image.new("RGB", (40, 40), (128, 128, 128)))
     visit.wait_for_selector(".label")
     assert visit.inner_text(".label") == "Probably none of these classes"
-    assert "0.600 or more" in visit.inner_text(".sure") and "sure" not in visit.inner_text(".sure")
+    assert f"{100 * KEEP:.0f} % of images of the classes score 0.600 or more" in visit.inner_text(
+        ".sure"
+    ) and "sure" not in visit.inner_text(".sure")
     assert "unknown=true" in visit.inner_text("#curl")
 
 
