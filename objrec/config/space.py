@@ -26,6 +26,7 @@ OURS: Final = (
     ("registry_dir", "models", "python -m objrec.registry gc registry_dir={}, which keeps those in use"),
 )
 _places: dict[str, Path] = {}
+_all_places: set[Path] = set()  # a command may compose several configurations, as for the steps of a job
 
 
 def remember_places(config: Config) -> None:
@@ -33,6 +34,7 @@ def remember_places(config: Config) -> None:
     for name in ("cache_dir", "runs_dir", "registry_dir", "run_dir"):
         if (value := getattr(config, name)) is not None:
             _places[name] = Path(value).absolute()
+            _all_places.add(_places[name])
 
 
 def why_full(error: BaseException, *places: Path, certain: bool = False) -> str | None:
@@ -97,7 +99,7 @@ def _is_full(error: BaseException, places: tuple[Path, ...]) -> bool:
 
 
 def _fullest(places: tuple[Path, ...]) -> Path:
-    return min((*places, *_places.values(), Path.cwd(), Path(tempfile.gettempdir())), key=_free)
+    return min((*places, *_all_places, Path.cwd(), Path(tempfile.gettempdir())), key=_free)
 
 
 def is_full(path: Path) -> bool:
