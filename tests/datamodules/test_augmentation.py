@@ -192,7 +192,7 @@ def test_mixup_and_cutmix_take_turns() -> None:
         (["augmentation.scale=[0.9,0.1]"], "from the smallest to the largest"),
         (["augmentation=none", "augmentation.name=rand"], "needs num_ops, magnitude"),
         (["augmentation.flip_mode=sometimes"], "alternate"),
-        (["train.fraction=0"], "greater than 0"),
+        (["train.fraction=0"], "should be above 0"),
         (["datamodule.num_workers=many"], "num_workers"),
     ],
 )

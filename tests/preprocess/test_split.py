@@ -6,11 +6,12 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 from helpers.gradients import image
@@ -27,7 +28,6 @@ from objrec.preprocess import split as split_module
 from objrec.preprocess.split import SPLITS, assign_splits
 from objrec.steps.base import restrict
 from objrec.steps.preprocess import STEP
-from objrec.system import reading
 
 SHARES = [0.7, 0.2, 0.1]
 
@@ -323,24 +323,35 @@ def test_the_raw_images_are_on_record(raw: Path, tmp_path: Path) -> None:
     assert said is not None and said.fingerprint == fingerprint(raw) and sorted(said.images) == sorted(listing.names)
 
 
+UNREADABLE = """
+import os, sys
+from objrec.steps.command import main
+from objrec.steps.preprocess import STEP
+from objrec.system import reading
+
+number, whole = int(sys.argv.pop(1)), open
+
+def refuse(path, *args, **options):
+    if str(path).endswith("cat/3.png"):
+        raise OSError(number, os.strerror(number))
+    return whole(path, *args, **options)
+
+reading.open = refuse  # the workers are forked from here
+main(STEP)
+"""
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
-def test_a_file_that_cannot_be_read_now_ends_the_step(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    whole = reading.open if hasattr(reading, "open") else open
-
-    def refuse(path: str, *args: Any, **options: Any) -> Any:
-        if str(path).endswith("cat/3.png"):
-            raise OSError(number, os.strerror(number))
-        return whole(path, *args, **options)
-
-    monkeypatch.setattr(reading, "open", refuse, raising=False)
-    with pytest.raises(UserError, match=r"cat/3\.png cannot be read"):
-        preprocess(raw, tmp_path / "out")
+def test_a_file_that_cannot_be_read_now_ends_the_step(raw: Path, tmp_path: Path, number: int) -> None:
+    outputs = [f"{split}_dir={tmp_path / split}" for split in SPLITS]
+    command = [sys.executable, "-c", UNREADABLE, str(number), f"raw_data_dir={raw}", *outputs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2 and "cat/3.png cannot be read" in done.stderr, done.stderr
+    assert not any((tmp_path / split).exists() for split in SPLITS)
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "raw" / "cat").mkdir(parents=True)
     (tmp_path / "raw" / "cat" / "a.png").write_bytes(image(1))
-    with pytest.raises(UserError, match="only one class"):
+    with pytest.raises(UserError, match="images of one class only"):
         preprocess(tmp_path / "raw", tmp_path / "out")
