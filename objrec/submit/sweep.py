@@ -88,7 +88,9 @@ def _distribution(dimension: Dimension, algorithm: str) -> dict[str, Any]:
     if not dimension.log:
         return {"type": "uniform", "min_value": low, "max_value": high}
     if algorithm == "bayesian":  # Azure ML: "choice, uniform and quniform" only
-        raise UserError("bayesian sampling has no logarithmic scale: use interval(...) alone, or sweep.algorithm=random")
+        raise UserError(
+            "bayesian sampling has no logarithmic scale: use interval(...) alone, or sweep.algorithm=random"
+        )
     # Azure ML gives the bounds of the exponent: exp(uniform(min, max))
     return {"type": "loguniform", "min_value": math.log(low), "max_value": math.log(high)}
 
