@@ -50,7 +50,7 @@ def test_the_registry_is_listed_and_sound(left: Path, capsys: pytest.CaptureFixt
     assert [row.split()[0] for row in rows] == [OLD, NEW]
     assert rows[0].endswith("previous") and rows[1].endswith("production") and "0.7778" in rows[1]
     assert registry_command.main(["verify", "registry_dir=registry"]) == 0
-    assert capsys.readouterr().out.count("sound") == 2
+    assert capsys.readouterr().out.count("  OK") == 2
 
 
 def test_the_model_folder_answers_as_it_did(left: Path) -> None:

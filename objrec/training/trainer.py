@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from objrec.config.metrics import with_mode
 from objrec.config.schema import Config
 from objrec.training.build import settings
-from objrec.training.callbacks.checkpoint import AtomicCheckpointIO, MidEpochCheckpoint
+from objrec.training.callbacks.checkpoint import AtomicCheckpointIO, MidEpochCheckpoint, NamedCheckpoint
 from objrec.training.callbacks.freeze import Freeze
 from objrec.training.callbacks.history import History
 from objrec.training.callbacks.moving_average import MovingAverage
@@ -71,7 +71,7 @@ def _callbacks(config: Config, training_dir: Path, checkpoints: Checkpoints) -> 
                 options["dirpath"] = options.get("dirpath") or checkpoints.folder  # one of the user's own stays
                 if config.train.ema is not None:  # WeightAveraging replaces the weights in whole checkpoints only
                     options["save_weights_only"] = False
-            callbacks.append(instantiate(node["_target_"], options, f"callbacks.{name}"))
+            callbacks.append(NamedCheckpoint.of(instantiate(node["_target_"], options, f"callbacks.{name}"), name))
     if not any(isinstance(c, ModelCheckpoint) and c.monitor is not None for c in callbacks):
         callbacks.append(ModelCheckpoint(dirpath=checkpoints.folder, monitor="val/acc", mode="max", save_last=True))
     callbacks.append(MidEpochCheckpoint(checkpoints.last, config.train.checkpoint_minutes))

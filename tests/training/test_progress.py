@@ -146,11 +146,11 @@ def tensorboard_is_written(folder: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logs = folder / "model" / "training" / "logs"
-    (events,) = logs.glob("events.out.tfevents.*")
+    (file,) = logs.glob("events.out.tfevents.*")
     events = EventAccumulator(str(logs)).Reload()
     assert "val/acc" in events.Tags()["scalars"]
     assert "max_epochs: 1" in (logs / "hparams.yaml").read_text()
-    assert b"hush" not in events.read_bytes()
+    assert b"hush" not in file.read_bytes()
 
 
 def mlflow_is_written(folder: Path) -> None:
@@ -193,7 +193,7 @@ def test_an_interrupted_training_stays_one_mlflow_run(
 
 
 def test_inside_a_job_the_platforms_run_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from objrec.training import loggers
+    from objrec.training.display import loggers
 
     monkeypatch.setenv("MLFLOW_RUN_ID", "the-jobs-run")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://studio.example")
@@ -203,7 +203,7 @@ def test_inside_a_job_the_platforms_run_is_used(tmp_path: Path, monkeypatch: pyt
         built.append((target, dict(options), key))
         return SimpleNamespace(run_id=options["run_id"])
 
-    monkeypatch.setattr(loggers, "construct", construct)
+    monkeypatch.setattr(loggers, "instantiate", construct)
     nodes = load_config(["logger=mlflow"]).logger
     loggers.make_loggers(nodes, training_dir=tmp_path, runs_dir=tmp_path / "runs")
     ((_, options, key),) = built

@@ -142,7 +142,7 @@ def test_what_needs_one_process_says_so(data: Path, tmp_path: Path) -> None:
 
 def test_progressive_resizing_needs_a_backbone_of_any_size(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="takes images of one size"):
-        train(data, tmp_path, "train.progressive_resize=0.6", "backbone.name=test_vit")
+        train(data, tmp_path, "train.progressive_resize=0.6", "preprocess.image_size=64", "backbone.name=test_vit")
 
 
 def test_memory_that_runs_out_names_the_size_to_try(

@@ -294,4 +294,10 @@ def test_a_file_put_beside_checkpoints_survives_other_settings(tmp_path: Path) -
         (place / "notes.txt").write_text("mine")
     (training / "metrics.csv").write_text("ours")
     open_checkpoints(training, {"seed": 1}, "never")
-    assert sorted(p.name for p in training.rglob("*")) == ["checkpoints", "notes.txt", "notes.txt", "settings.json"]
+    assert sorted(p.name for p in training.rglob("*")) == [
+        "checkpoints",
+        "found.json",
+        "notes.txt",
+        "notes.txt",
+        "settings.json",
+    ]

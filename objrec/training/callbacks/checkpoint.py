@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from objrec.config.errors import UserError
@@ -35,6 +36,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{final}: the checkpoint cannot be written: {reason}. Earlier ones are as they were: with space on "
                 "the disk, the same command resumes"
             ) from error
+
+
+class NamedCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint whose state has its name, so that two may have the same settings."""
+
+    name = ""
+
+    @property
+    def state_key(self) -> str:
+        return f"{super().state_key} {self.name}"
+
+    @classmethod
+    def of(cls, callback: ModelCheckpoint, name: str) -> ModelCheckpoint:
+        """Name a callback that was made as the configuration says; one of a class of the user's is left alone."""
+        if type(callback) is ModelCheckpoint:
+            callback.__class__, callback.name = cls, name
+        return callback
 
 
 class MidEpochCheckpoint(L.Callback):
